@@ -1,0 +1,239 @@
+"""Between the core and the two HTTP libraries, `httpx` and `httpx2`: requests in, responses and exceptions out.
+
+The libraries have the same names for everything used here, so a library is passed around as the module itself.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import httpx2
+
+from deepseek_resilient import wire
+from deepseek_resilient.core.messages import Failure, FailureKind, Request, Response
+from deepseek_resilient.errors import ConfigError, DeadlineExceededError, StreamInterruptedError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from deepseek_resilient.drivers.aio import AioCall
+    from deepseek_resilient.drivers.threads import ThreadCall
+
+Library = Any
+"""The module `httpx` or `httpx2`."""
+
+MAX_RETRIES_HEADER = "x-resilient-max-retries"
+MAX_CONNECTIONS = 1000
+_OWN_HEADERS = {"http_version": b"HTTP/1.1"}
+
+
+def library_of(thing: Any) -> Library:
+    """The library that an object (a request, a transport) belongs to; httpx2 for a transport of neither."""
+    kind: Any = type(thing)
+    return _library_of_type(kind)
+
+
+@cache
+def _library_of_type(kind: Any) -> Library:
+    for base in kind.__mro__:
+        root = base.__module__.partition(".")[0]
+        if root in ("httpx", "httpx2"):
+            return httpx if root == "httpx" else httpx2
+    return httpx2
+
+
+def limits_of(library: Library) -> Any:
+    """Connection limits of the transports we make: as the OpenAI SDK's."""
+    return library.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=100)
+
+
+class Inners:
+    """The transport(s) that send: the one that was given, or one made for each library at its first request.
+
+    One that was made here is made anew in a forked child: two processes must not talk over the same connections.
+    """
+
+    def __init__(self, given: Any, make: Callable[[Library], Any]) -> None:
+        self._given = None if given is None else (given, library_of(given))
+        self._make = make
+        self._made: dict[tuple[Library, int], Any] = {}
+        self._lock = threading.Lock()
+
+    def get(self, library: Library) -> tuple[Any, Library]:
+        """The inner transport for requests of `library`, and the library it belongs to itself."""
+        if self._given is not None:
+            return self._given
+        key = (library, os.getpid())
+        inner = self._made.get(key)
+        if inner is None:
+            with self._lock:
+                inner = self._made.get(key) or self._made.setdefault(key, self._make(library))
+        return inner, library_of(inner)
+
+    def take(self) -> list[Any]:
+        """The inner transports of this process, to be closed."""
+        with self._lock:
+            made, self._made = self._made, {}
+        own = [inner for (_, pid), inner in made.items() if pid == os.getpid()]
+        return own if self._given is None else [self._given[0]]
+
+
+def must_be_read(library: Library, request: Any) -> bool:
+    """Whether the body is a stream that has to be read before the request can be understood and repeated."""
+    try:
+        _ = request.content
+    except library.RequestNotRead:
+        return wire.dialect_of(request.method, request.url.path).is_inference
+    return False
+
+
+def prepare(library: Library, request: Any) -> tuple[Request, dict[str, Any]]:
+    """The core's view of a native request, and the limits it carries.
+
+    Removes our own headers, and asks for no content encoding that the core cannot look into.
+    """
+    url, headers = request.url, request.headers
+    path = url.path
+    replayable = True
+    try:
+        body = request.content
+    except library.RequestNotRead:
+        body, replayable = b"", False
+    account = headers.get("authorization") or headers.get("x-api-key")
+    limits = request.extensions.get("timeout") or {}
+    timeouts = {"timeout": limits.get("read"), "connect_timeout": limits.get("connect")}
+    wished = headers.get(MAX_RETRIES_HEADER)
+    if wished is not None:
+        if not wished.isdecimal():
+            raise ConfigError(MAX_RETRIES_HEADER, wished, "a whole number of at least 0")
+        timeouts["max_retries"] = int(wished)
+        del headers[MAX_RETRIES_HEADER]
+    encodings = headers.get("accept-encoding")
+    if encodings is not None and ("br" in encodings or "zstd" in encodings):
+        headers["accept-encoding"] = "gzip, deflate"
+    core_request = Request(
+        method=request.method,
+        origin=f"{url.scheme}://{url.netloc.decode('ascii')}",
+        path=path,
+        body=body,
+        account=hash(account) if account else 0,
+        replayable=replayable,
+        native=request,
+    )
+    return core_request, timeouts
+
+
+def respond(library: Library, response: Response, stream: Callable[[], Any]) -> Any:
+    """The native response; `stream` makes the body's stream when it is not complete yet."""
+    headers = response.headers
+    if response.body is not None and not any(key.lower() == b"content-length" for key, _ in headers):
+        headers = [pair for pair in headers if pair[0].lower() != b"transfer-encoding"]
+        headers.append((b"content-length", str(len(response.body)).encode()))
+    return library.Response(
+        status_code=response.status,
+        headers=headers,
+        stream=stream() if response.body is None else library.ByteStream(response.body),
+        extensions={**_OWN_HEADERS, **response.extensions},
+    )
+
+
+def sync_stream(library: Library, call: ThreadCall) -> Any:
+    """The rest of `call` as the library's synchronous body."""
+    return _sync_stream_class(library)(call)
+
+
+def async_stream(library: Library, call: AioCall) -> Any:
+    """The rest of `call` as the library's asynchronous body."""
+    return _async_stream_class(library)(call)
+
+
+@cache
+def _sync_stream_class(library: Library) -> type:
+    class ResilientStream(library.SyncByteStream):  # type: ignore[misc]
+        def __init__(self, call: ThreadCall) -> None:
+            self._call = call
+
+        def __iter__(self) -> Iterator[bytes]:
+            return self._call.chunks()
+
+        def close(self) -> None:
+            self._call.close()
+
+    return ResilientStream
+
+
+@cache
+def _async_stream_class(library: Library) -> type:
+    class AsyncResilientStream(library.AsyncByteStream):  # type: ignore[misc]
+        def __init__(self, call: AioCall) -> None:
+            self._call = call
+
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            return self._call.chunks()
+
+        async def aclose(self) -> None:
+            await self._call.aclose()
+
+    return AsyncResilientStream
+
+
+def exception_of(library: Library, failure: Failure) -> BaseException:
+    """What the caller of `library` gets for a failure: the library's own exception, or ours within its tree."""
+    late, cut, silent = _exceptions(library)
+    if failure.kind is FailureKind.TIMEOUT:
+        return late(failure.message)
+    if failure.kind is FailureKind.CUT:
+        return cut(failure.message, partial=failure.partial)
+    if failure.kind is FailureKind.SILENT:
+        return silent(failure.message, partial=failure.partial)
+    original = failure.exception
+    if original is None:
+        fallback: BaseException = library.RemoteProtocolError(failure.message)
+        return fallback
+    if library_of(original) is library or not hasattr(library, type(original).__name__):
+        return original
+    translated: BaseException = getattr(library, type(original).__name__)(str(original))
+    return translated
+
+
+@cache
+def _exceptions(library: Library) -> tuple[type[Exception], type[StreamInterruptedError], type[StreamInterruptedError]]:
+    class DeadlineExceeded(DeadlineExceededError, library.ReadTimeout):  # type: ignore[misc]
+        __doc__ = DeadlineExceededError.__doc__
+
+    class StreamCut(StreamInterruptedError, library.RemoteProtocolError):  # type: ignore[misc]
+        __doc__ = StreamInterruptedError.__doc__
+
+    class StreamSilent(StreamInterruptedError, library.ReadTimeout):  # type: ignore[misc]
+        __doc__ = StreamInterruptedError.__doc__
+
+    return DeadlineExceeded, StreamCut, StreamSilent
+
+
+_KINDS = {
+    "ConnectError": FailureKind.CONNECT,
+    "ConnectTimeout": FailureKind.CONNECT,
+    "ProxyError": FailureKind.CONNECT,
+    "PoolTimeout": FailureKind.LOCAL,
+    "UnsupportedProtocol": FailureKind.UNUSABLE,
+    "LocalProtocolError": FailureKind.UNUSABLE,
+    "InvalidURL": FailureKind.UNUSABLE,
+    "TimeoutException": FailureKind.TIMEOUT,
+    "TimeoutError": FailureKind.TIMEOUT,
+    "TransportError": FailureKind.BROKEN,
+    "OSError": FailureKind.BROKEN,
+    "EndOfStream": FailureKind.BROKEN,
+}
+
+
+def failure_of(error: Exception) -> Failure | None:
+    """An exception of the inner transport as a failure; None for what is no failure of sending (a bug, say)."""
+    for base in type(error).__mro__:
+        kind = _KINDS.get(base.__name__)
+        if kind is not None:
+            return Failure(kind, f"{type(error).__name__}: {error}", error)
+    return None

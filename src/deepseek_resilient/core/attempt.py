@@ -1,0 +1,76 @@
+"""One attempt: counted, judged once, and learnt from by everything that watches its target."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deepseek_resilient.core.verdict import OK, Verdict, VerdictKind
+from deepseek_resilient.events import AttemptAbandoned, AttemptEnded, AttemptStarted, GateClosed
+
+if TYPE_CHECKING:
+    from deepseek_resilient.core.breaker import Permit
+    from deepseek_resilient.core.runtime import Call, Runtime
+    from deepseek_resilient.core.target import Target
+
+
+class Attempt:
+    """From the permit to the verdict. `settle` or `abandon` gives the permit back; the first of them counts."""
+
+    __slots__ = ("_permit", "_target", "call", "first_content", "runtime", "started", "verdict")
+
+    def __init__(self, runtime: Runtime, call: Call, target: Target | None, permit: Permit | None) -> None:
+        self.runtime = runtime
+        self.call = call
+        self._target = target
+        self._permit = permit
+        self.started = runtime.clock()
+        self.first_content: float | None = None
+        self.verdict: Verdict | None = None
+        call.attempts += 1
+        runtime.count_attempt()
+        if runtime.listeners.wanted:
+            runtime.listeners.emit(AttemptStarted(self.started, call.number, call.attempts, call.target))
+
+    def settle(self, verdict: Verdict) -> None:
+        """The attempt came to `verdict`: the gate and the breaker of the target learn from it."""
+        if self.verdict is not None:
+            return
+        self.verdict = verdict
+        runtime, call = self.runtime, self.call
+        now = runtime.clock()
+        duration = (self.first_content or now) - self.started
+        runtime.count_verdict(verdict.kind)
+        call.verdicts.append(verdict.kind)
+        if self._target is not None:
+            if self._permit is not None and self._target.breaker is not None:
+                self._target.breaker.record(self._permit, now, verdict.kind, duration)
+            if verdict is not OK:
+                self._teach_gate(self._target, verdict, now)
+        if runtime.listeners.wanted:
+            runtime.listeners.emit(
+                AttemptEnded(
+                    now, call.number, call.attempts, call.target, verdict.kind, verdict.reason, verdict.status, duration
+                )
+            )
+
+    def abandon(self) -> None:
+        """The caller went away; that says nothing of the target. Does nothing after `settle`."""
+        if self.verdict is None:
+            self.verdict = Verdict(VerdictKind.CALLER_FAULT, "abandoned")
+            if self._permit is not None and self._target is not None and self._target.breaker is not None:
+                self._target.breaker.release(self._permit)
+            if self.runtime.listeners.wanted:
+                now, call = self.runtime.clock(), self.call
+                self.runtime.listeners.emit(AttemptAbandoned(now, call.number, call.attempts, call.target))
+
+    def _teach_gate(self, target: Target, verdict: Verdict, now: float) -> None:
+        policy = self.runtime.policy
+        seconds, patient = verdict.retry_after, True
+        if verdict.rest:
+            seconds, patient = policy.gate.rest, False
+        if seconds is None or verdict.kind is VerdictKind.CALLER_FAULT:
+            return
+        seconds = min(seconds, policy.gate.rest if verdict.rest else policy.retry.max_retry_after)
+        status = verdict.status or 503
+        if target.gate.close(now, seconds, status=status, reason=verdict.reason, patient=patient):
+            self.runtime.listeners.emit(GateClosed(now, target.name, seconds, verdict.reason))

@@ -1,0 +1,114 @@
+"""The only things that core code may await.
+
+Core code is written as ordinary coroutines, but it performs nothing: `await Sleep(1.0)` hands a *description* of the
+wish to whoever drives the coroutine (`drivers/`), which answers it by blocking, by awaiting, or by moving a virtual
+clock. One text of every decision therefore serves threads, asyncio and the simulator. (Model: psycopg 3's generators.)
+
+Effects may be awaited again after their fields changed; the stream loop does so to make no garbage per chunk.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Generator
+
+    from deepseek_resilient.core.messages import Failure, Reply, Request, Response
+
+T = TypeVar("T")
+
+
+class Effect(Generic[T]):
+    """A wish of the core. Awaiting it yields itself to the driver and evaluates to the driver's answer."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Effect[Any], Any, T]:
+        answer: T = yield self
+        return answer
+
+
+class Sleep(Effect[None]):
+    """Let `delay` seconds pass."""
+
+    __slots__ = ("delay",)
+
+    def __init__(self, delay: float) -> None:
+        self.delay = delay
+
+
+class Send(Effect["Reply | Failure"]):
+    """Send `request` and answer with the head of the reply, or with a `Failure`.
+
+    `connect` bounds the connection in seconds (None: only `until`); `until` is the monotonic instant at which the
+    driver must have answered (None: never); `patience` is the longest that any later `Read` of this reply may wait
+    beyond its first. `bounded` False leaves the limits to the caller's own request.
+    """
+
+    __slots__ = ("bounded", "connect", "patience", "request", "until")
+
+    def __init__(
+        self,
+        request: Request,
+        *,
+        connect: float | None = None,
+        until: float | None = None,
+        patience: float | None = None,
+        bounded: bool = True,
+    ) -> None:
+        self.request = request
+        self.connect = connect
+        self.until = until
+        self.patience = patience
+        self.bounded = bounded
+
+
+class Read(Effect["bytes | Failure"]):
+    """The next bytes of the body, `b""` at its end, or a `Failure`; answered by the instant `until` (None: never)."""
+
+    __slots__ = ("reply", "until")
+
+    def __init__(self, reply: Reply, *, until: float | None) -> None:
+        self.reply = reply
+        self.until = until
+
+
+class Discard(Effect[None]):
+    """Close a reply whose rest nobody wants. What is not discarded is closed by the driver at the end of the call."""
+
+    __slots__ = ("reply",)
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+
+
+class Respond(Effect[None]):
+    """Hand the head of a streamed response to the caller: the commit point, after which nothing is retried."""
+
+    __slots__ = ("response",)
+
+    def __init__(self, response: Response) -> None:
+        self.response = response
+
+
+class Emit(Effect[None]):
+    """Hand bytes of the body to the caller; answered when the caller asks for more."""
+
+    __slots__ = ("chunk",)
+
+    def __init__(self, chunk: bytes) -> None:
+        self.chunk = chunk
+
+
+if TYPE_CHECKING:
+    CallCoroutine = Coroutine[Effect[Any], Any, Response | Failure | None]
+    """One call: returns a buffered response, a failure, or None after a stream that was handed over completely."""
+
+
+def refuse_foreign(awaited: object) -> TypeError:
+    """The error a driver throws into a coroutine that awaited something else than an `Effect`."""
+    return TypeError(
+        f"core code awaited {awaited!r} ({type(awaited).__module__}.{type(awaited).__qualname__}), which is no Effect; "
+        "a driver can answer effects only (deepseek_resilient.core.effects)"
+    )

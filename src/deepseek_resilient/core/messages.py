@@ -1,0 +1,101 @@
+"""The values that pass between core, drivers and transports: what is sent, what came back, what the caller gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+
+class Request:
+    """One HTTP request. `native` is the HTTP library's own object; the core never looks inside it.
+
+    `replayable` is False when the body can be read only once: such a request is sent at most once.
+    """
+
+    __slots__ = ("account", "body", "method", "native", "origin", "path", "replayable")
+
+    def __init__(
+        self,
+        *,
+        method: str,
+        origin: str,
+        path: str,
+        body: bytes = b"",
+        account: int = 0,
+        replayable: bool = True,
+        native: object = None,
+    ) -> None:
+        self.method = method
+        self.origin = origin
+        self.path = path
+        self.body = body
+        self.account = account
+        self.replayable = replayable
+        self.native = native
+
+
+class Reply:
+    """The head of what a server answered. `native` belongs to the sender that made it."""
+
+    __slots__ = ("extensions", "headers", "native", "status")
+
+    def __init__(
+        self, status: int, headers: RawHeaders, native: object, extensions: Mapping[str, object] | None = None
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.native = native
+        self.extensions = extensions or {}
+
+    def header(self, name: bytes) -> str | None:
+        """The first header of that lower-case name, decoded as latin-1; None when there is none."""
+        for key, value in self.headers:
+            if key.lower() == name:
+                return value.decode("latin-1")
+        return None
+
+
+class FailureKind(StrEnum):
+    """How an attempt or a call came to an end without an answer that could be handed over."""
+
+    CONNECT = "connect"
+    """No connection was made: nothing was sent, a retry is always safe."""
+    TIMEOUT = "timeout"
+    """A time limit passed: connect, first content, attempt or deadline."""
+    BROKEN = "broken"
+    """The connection broke or spoke no HTTP."""
+    CUT = "cut"
+    """A stream ended before its end, after content was handed over."""
+    SILENT = "silent"
+    """A stream fell silent after content was handed over."""
+    LOCAL = "local"
+    """No connection of our own pool was free in time: nothing was sent, and it says nothing of the target."""
+    UNUSABLE = "unusable"
+    """The request itself cannot be sent (unsupported scheme, invalid header): the caller's fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An end without an answer, as a value. `exception` is the HTTP library's own, if there was one."""
+
+    kind: FailureKind
+    message: str
+    exception: BaseException | None = field(default=None, repr=False, compare=False)
+    partial: str = field(default="", repr=False)
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+@dataclass(slots=True)
+class Response:
+    """What the caller gets. `body` is None when the body follows as a stream."""
+
+    status: int
+    headers: RawHeaders
+    body: bytes | None = field(repr=False)
+    extensions: Mapping[str, object] = field(default_factory=dict, repr=False)

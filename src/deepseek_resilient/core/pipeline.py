@@ -1,0 +1,237 @@
+"""The path of one call, on one screen.
+
+    call ── deadline ── retry ── gate ── breaker ── send ── verdict
+              │           │        │        │         │        └ core/verdict.py   what came back, in one of seven words
+              │           │        │        │         └ core/stream.py             streams: held until the first content
+              │           │        │        └ core/breaker.py                      is the target worth an attempt now?
+              │           │        └ core/gate.py                                  has it asked to be left alone?
+              │           └ core/retry.py, core/budget.py                          again? when? who pays?
+              └ core/runtime.py (Call)                                             one limit for everything below it
+
+Places kept for what is still to come: guard, cache and ladder before `retry`; admission and hedge around it; route in
+front of the gate; rate and concurrency behind the breaker.
+
+Everything here is a value: a `Response` (an error reply, or a refusal of ours, too), a `Failure`, or None after a
+stream that was handed over whole. Exceptions are for the drivers' cancellation and for mistakes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deepseek_resilient.core import verdict as judge
+from deepseek_resilient.core.attempt import Attempt
+from deepseek_resilient.core.effects import Emit, Read, Respond, Send, Sleep
+from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
+from deepseek_resilient.core.refusal import response_of
+from deepseek_resilient.core.retry import next_delay
+from deepseek_resilient.core.stream import Decoder, relay
+from deepseek_resilient.errors import CircuitOpenError, OverloadedError, RateLimitedError, RejectedError
+from deepseek_resilient.events import CallEnded, CallRefused, CallStarted, RetryScheduled, RetryStopped, StepWaited
+
+if TYPE_CHECKING:
+    from deepseek_resilient.core.breaker import Permit
+    from deepseek_resilient.core.runtime import Call, Runtime
+    from deepseek_resilient.core.target import Target
+
+Outcome = Response | Failure | None
+
+
+async def run(runtime: Runtime, call: Call) -> Outcome:
+    """Make the call; account for it whatever happens, cancellation included."""
+    runtime.count_call()
+    runtime.budget.deposit()
+    told = runtime.listeners.wanted
+    if told:
+        info = call.info
+        runtime.listeners.emit(CallStarted(call.started, call.number, info.dialect, info.model, info.stream))
+    try:
+        return await _with_retries(runtime, call)
+    finally:
+        runtime.count_end()
+        if told:
+            now = runtime.clock()
+            last = call.verdicts[-1] if call.verdicts else "none"
+            runtime.listeners.emit(CallEnded(now, call.number, call.attempts, last, now - call.started, call.waited))
+
+
+async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
+    outcome: Outcome = None
+    while True:
+        target = None
+        permit = None
+        if call.info.dialect.is_inference:
+            target = runtime.targets.get(call.request.origin, call.request.account, call.info.model)
+            call.target = target.name
+            passed = await _pass_gate(runtime, call, target) or await _pass_breaker(runtime, call, target)
+            if isinstance(passed, RejectedError):
+                return _finish(call, _refuse(runtime, call, passed) if outcome is None else outcome)
+            permit = passed
+        else:
+            call.target = call.request.origin.partition("://")[2]
+        attempt = Attempt(runtime, call, target, permit)
+        try:
+            outcome = await _send(runtime, call, attempt)
+        finally:
+            attempt.abandon()
+        verdict = attempt.verdict
+        if verdict is None or verdict.kind is judge.VerdictKind.OK or outcome is None:
+            return _finish(call, outcome)
+        delay = next_delay(runtime, call, verdict)
+        now = runtime.clock()
+        if isinstance(delay, str):
+            runtime.listeners.emit(RetryStopped(now, call.number, call.attempts, delay, verdict.reason))
+            return _finish(call, outcome)
+        runtime.listeners.emit(RetryScheduled(now, call.number, call.attempts, delay, verdict.reason))
+        call.waited += delay
+        await Sleep(delay)
+
+
+async def _pass_gate(runtime: Runtime, call: Call, target: Target) -> RejectedError | None:
+    while (closed := target.gate.check(runtime.clock())) is not None:
+        now = runtime.clock()
+        if not closed.patient or not call.outlives(now + closed.delay):
+            return RateLimitedError(
+                f"{target.name} asked to be left alone for another {closed.remaining:.1f} s ({closed.reason}); "
+                "nothing was sent. Try again then, or give the call a longer timeout.",
+                step="gate",
+                retry_after=closed.remaining,
+                http_status=closed.status,
+            )
+        await _wait(runtime, call, "gate", closed.delay)
+    return None
+
+
+async def _pass_breaker(runtime: Runtime, call: Call, target: Target) -> RejectedError | Permit | None:
+    if target.breaker is None:
+        return None
+    while isinstance(permit := target.breaker.try_acquire(runtime.clock()), float):
+        policy = runtime.policy.breaker
+        delay = permit * runtime.random.uniform(1.0, 2.0)
+        waits = policy is not None and policy.when_open == "wait"
+        if not (waits and call.outlives(runtime.clock() + delay)):
+            return CircuitOpenError(
+                f"the circuit of {target.name} is open: it failed too often a moment ago; nothing was sent. "
+                f"Try again in {permit:.2f} s.",
+                step="breaker",
+                retry_after=permit,
+            )
+        await _wait(runtime, call, "breaker", delay)
+    return permit
+
+
+async def _wait(runtime: Runtime, call: Call, step: str, delay: float) -> None:
+    runtime.listeners.emit(StepWaited(runtime.clock(), call.number, step, call.target, delay))
+    call.waited += delay
+    await Sleep(delay)
+
+
+async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
+    """Send once, and settle the attempt."""
+    info, policy = call.info, runtime.policy
+    if not info.dialect.is_inference:
+        return await _pass_through(runtime, call, attempt)
+    until = call.deadline
+    limits = (policy.attempt_timeout, policy.stream.first_content if info.stream else None)
+    for limit in limits:
+        if limit is not None and (until is None or attempt.started + limit < until):
+            until = attempt.started + limit
+    reply = await Send(
+        call.request,
+        connect=call.connect,
+        until=until,
+        patience=policy.stream.silence if info.stream else None,
+    )
+    if isinstance(reply, Failure):
+        return _failed(runtime, call, attempt, judge.of_failure(reply), reply)
+    if info.stream and reply.status < 300:
+        outcome = await relay(attempt, reply, until, lambda response: _dress(call, response))
+        return _explain(runtime, call, outcome) if isinstance(outcome, Failure) else outcome
+    body = await _read_all(reply, until)
+    if isinstance(body, tuple):
+        failure, came = body
+        return _failed(runtime, call, attempt, judge.of_broken_body(reply, came, failure), failure)
+    decoder = Decoder(reply.header(b"content-encoding"))
+    readable: bytes | None = decoder.feed(body)
+    verdict = judge.of_reply(info.dialect, reply, readable if decoder.readable else None, runtime.wall())
+    attempt.settle(verdict)
+    if verdict.retryable and reply.status < 300 and verdict.reason != "insufficient_system_resource":
+        reason = "a 200 without an answer" if verdict.reason == "blank_200" else f"a 200 with {verdict.reason}"
+        return response_of(OverloadedError(f"{call.target} sent {reason}", step="retry"))
+    return Response(reply.status, reply.headers, body, reply.extensions)
+
+
+async def _pass_through(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
+    """What is no inference call goes through as it is; only a refused or failed attempt is looked at."""
+    reply = await Send(call.request, bounded=False)
+    if isinstance(reply, Failure):
+        return _failed(runtime, call, attempt, judge.of_failure(reply), reply)
+    if reply.status >= 400:
+        body = await _read_all(reply, None)
+        if isinstance(body, tuple):
+            return _failed(runtime, call, attempt, judge.of_broken_body(reply, b"", body[0]), body[0])
+        attempt.settle(judge.of_reply(call.info.dialect, reply, None, runtime.wall()))
+        return Response(reply.status, reply.headers, body, reply.extensions)
+    attempt.settle(judge.OK)
+    await Respond(_dress(call, Response(reply.status, reply.headers, None, reply.extensions)))
+    while True:
+        chunk = await Read(reply, until=None)
+        if isinstance(chunk, Failure):
+            return chunk
+        if not chunk:
+            return None
+        await Emit(chunk)
+
+
+async def _read_all(reply: Reply, until: float | None) -> bytes | tuple[Failure, bytes]:
+    parts: list[bytes] = []
+    read = Read(reply, until=until)
+    while True:
+        chunk = await read
+        if isinstance(chunk, Failure):
+            return chunk, b"".join(parts)
+        if not chunk:
+            return b"".join(parts)
+        parts.append(chunk)
+
+
+def _failed(runtime: Runtime, call: Call, attempt: Attempt, verdict: judge.Verdict, failure: Failure) -> Outcome:
+    attempt.settle(verdict)
+    if verdict.reason == "blank_200":
+        return response_of(OverloadedError(f"{call.target} ended the wait without an answer", step="retry"))
+    return _explain(runtime, call, failure)
+
+
+def _explain(runtime: Runtime, call: Call, failure: Failure) -> Failure:
+    """A time limit, with the words that say which one it was."""
+    if failure.kind is not FailureKind.TIMEOUT:
+        return failure
+    if call.outlives(runtime.clock()):
+        which = "the limit of one attempt (attempt_timeout, stream.first_content or connect_timeout)"
+    else:
+        which = "the deadline of the call (timeout=)"
+    spent = runtime.clock() - call.started
+    message = f"{call.target} did not answer in time: {which} passed after {spent:.2f} s, attempt {call.attempts}"
+    return Failure(FailureKind.TIMEOUT, message, failure.exception)
+
+
+def _refuse(runtime: Runtime, call: Call, error: RejectedError) -> Response:
+    runtime.count_refusal(error.step)
+    runtime.listeners.emit(CallRefused(runtime.clock(), call.number, error.step, call.target, error.retry_after))
+    return response_of(error)
+
+
+def _finish(call: Call, outcome: Outcome) -> Outcome:
+    return _dress(call, outcome) if isinstance(outcome, Response) else outcome
+
+
+def _dress(call: Call, response: Response) -> Response:
+    """Say in headers what the call took."""
+    response.headers = [
+        *response.headers,
+        (b"x-resilient-attempts", str(call.attempts).encode()),
+        (b"x-resilient-target", call.target.encode("ascii", "replace")),
+        (b"x-resilient-verdicts", ",".join(call.verdicts).encode()),
+        (b"x-resilient-waited", f"{call.waited:.3f}".encode()),
+    ]
+    return response

@@ -1,0 +1,169 @@
+"""What all calls of one engine share, and the record of a single call.
+
+The runtime is where the core gets what it may not make itself: the clock, wall time, randomness and locks are handed in
+by the engine (the simulator hands in virtual ones).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deepseek_resilient.core.breaker import Breaker, BreakerStatistics, make_circuit
+from deepseek_resilient.core.budget import BudgetStatistics, RetryBudget
+from deepseek_resilient.core.gate import Gate, GateStatistics
+from deepseek_resilient.core.target import Target, Targets
+from deepseek_resilient.events import CircuitChanged, Listeners
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+    from random import Random
+    from typing import Any
+
+    import pybreaker
+
+    from deepseek_resilient.config import Policy
+    from deepseek_resilient.core.messages import Request
+    from deepseek_resilient.wire import CallInfo
+
+
+class Call:
+    """One call from beginning to end. Belongs to whoever drives it; never shared."""
+
+    __slots__ = (
+        "attempts", "connect", "deadline", "info", "max_retries", "number", "request", "started", "target", "verdicts",
+        "waited",
+    )  # fmt: skip
+
+    def __init__(
+        self, request: Request, info: CallInfo, *, number: int, started: float, deadline: float | None,
+        connect: float | None, max_retries: int | None,
+    ) -> None:  # fmt: skip
+        self.request = request
+        self.info = info
+        self.number = number
+        self.started = started
+        self.deadline = deadline
+        self.connect = connect
+        self.max_retries = max_retries
+        self.attempts = 0
+        self.waited = 0.0
+        self.target = ""
+        self.verdicts: list[str] = []
+
+    def outlives(self, instant: float) -> bool:
+        """Whether the call's deadline lies after `instant`."""
+        return self.deadline is None or instant < self.deadline
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStatistics:
+    """A look at one target."""
+
+    gate: GateStatistics
+    breaker: BreakerStatistics | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """A look at the engine since its start: counts of calls, attempts, verdicts by kind, refusals by step."""
+
+    calls: int
+    in_flight: int
+    attempts: int
+    verdicts: Mapping[str, int]
+    refused: Mapping[str, int]
+    budget: BudgetStatistics
+    targets: Mapping[str, TargetStatistics]
+
+
+class Runtime:
+    """The state of one engine. Thread-safe."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        random: Random,
+        make_lock: Callable[[], AbstractContextManager[object]],
+        listeners: Listeners,
+        breaker_listeners: tuple[Any, ...] = (),
+        breaker_storage: Callable[[str], pybreaker.CircuitBreakerStorage] | None = None,
+    ) -> None:
+        self.policy = policy
+        self.clock = clock
+        self.wall = wall
+        self.random = random
+        self.listeners = listeners
+        self.budget = RetryBudget(policy.budget, make_lock(), clock())
+        self.targets = Targets(self._make_target, make_lock())
+        self._make_lock = make_lock
+        self._breaker_listeners = breaker_listeners
+        self._breaker_storage = breaker_storage
+        self._numbers = itertools.count(1)
+        self._lock = make_lock()
+        self._calls = self._ended = self._attempts = 0
+        self._verdicts: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+
+    def next_number(self) -> int:
+        """A number for a new call."""
+        return next(self._numbers)
+
+    def count_call(self) -> None:
+        """A call entered."""
+        with self._lock:
+            self._calls += 1
+
+    def count_end(self) -> None:
+        """A call left."""
+        with self._lock:
+            self._ended += 1
+
+    def count_attempt(self) -> None:
+        """A request is sent."""
+        with self._lock:
+            self._attempts += 1
+
+    def count_verdict(self, kind: str) -> None:
+        """An attempt was judged."""
+        with self._lock:
+            self._verdicts[kind] += 1
+
+    def count_refusal(self, step: str) -> None:
+        """A step refused a call."""
+        with self._lock:
+            self._refused[step] += 1
+
+    def statistics(self) -> EngineStatistics:
+        """How everything stands now."""
+        now = self.clock()
+        targets = {
+            target.name: TargetStatistics(
+                target.gate.statistics(now), target.breaker.statistics(now) if target.breaker else None
+            )
+            for target in self.targets.all()
+        }
+        budget = self.budget.statistics()
+        with self._lock:
+            in_flight = self._calls - self._ended
+            verdicts, refused = dict(self._verdicts), dict(self._refused)
+            return EngineStatistics(self._calls, in_flight, self._attempts, verdicts, refused, budget, targets)
+
+    def _make_target(self, name: str) -> Target:
+        policy = self.policy
+        gate = Gate(policy.gate, self._make_lock(), self.random)
+        if policy.breaker is None:
+            return Target(name, gate, None)
+        storage = self._breaker_storage(name) if self._breaker_storage else None
+        circuit = make_circuit(name, self._breaker_listeners, storage)
+
+        def changed(at: float, old: str, new: str, break_for: float) -> None:
+            self.listeners.emit(CircuitChanged(at, name, old, new, break_for))
+
+        return Target(name, gate, Breaker(policy.breaker, self._make_lock(), self.random, circuit, changed))

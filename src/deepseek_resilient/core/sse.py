@@ -1,0 +1,96 @@
+"""Server-sent events, parsed to the WHATWG specification ("9.2.6 Interpreting an event stream") from bytes.
+
+Lines end in CR, LF or CRLF; a comment starts with a colon; several `data` lines join with LF; a byte order mark at the
+start is dropped; an unfinished event at the end of the stream is no event. Chunks may be split at any byte: nothing is
+decoded before an event is complete, so a split inside a UTF-8 character does no harm.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+MAX_EVENT_BYTES = 16 * 1024 * 1024
+"""A longer line is no event stream of a language model; it would only fill memory."""
+
+
+class ServerSentEvent(NamedTuple):
+    """One dispatched event. `name` is empty when the stream named none."""
+
+    name: bytes
+    data: bytes
+
+
+class EventTooLongError(ValueError):
+    """A line or an event exceeded `MAX_EVENT_BYTES`."""
+
+
+class EventStreamParser:
+    """Feed it chunks, take events. Holds at most one unfinished event. Not thread-safe: one per stream."""
+
+    __slots__ = ("_at_start", "_data", "_name", "_size", "_skip_lf", "_unfinished")
+
+    def __init__(self) -> None:
+        self._unfinished: list[bytes] = []
+        self._data: list[bytes] = []
+        self._name = b""
+        self._size = 0
+        self._skip_lf = False
+        self._at_start = True
+
+    def feed(self, chunk: bytes) -> list[ServerSentEvent]:
+        """The events that `chunk` completes, in order.
+
+        Raises:
+            EventTooLongError: an unfinished event outgrew `MAX_EVENT_BYTES`.
+        """
+        if (
+            chunk.endswith(b"\n\n")
+            and chunk.startswith(b"data: ")
+            and chunk.find(b"\n") == len(chunk) - 2
+            and not (self._unfinished or self._data or self._name or self._skip_lf)
+            and b"\r" not in chunk
+        ):
+            self._at_start = False
+            return [ServerSentEvent(b"", chunk[6:-2])]
+        return self._feed(chunk)
+
+    def _feed(self, chunk: bytes) -> list[ServerSentEvent]:
+        if self._skip_lf and chunk:
+            self._skip_lf = False
+            chunk = chunk.removeprefix(b"\n")
+        self._size += len(chunk)
+        if self._size > MAX_EVENT_BYTES:
+            raise EventTooLongError(f"an event of the stream is longer than {MAX_EVENT_BYTES} bytes")
+        if b"\n" not in chunk and b"\r" not in chunk:
+            if chunk:
+                self._unfinished.append(chunk)
+            return []
+        self._unfinished.append(chunk)
+        text = b"".join(self._unfinished)
+        if b"\r" in text:
+            self._skip_lf = text.endswith(b"\r")
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *lines, rest = text.split(b"\n")
+        self._unfinished = [rest] if rest else []
+        events: list[ServerSentEvent] = []
+        for line in lines:
+            if line:
+                self._field(line)
+            else:
+                if self._data:
+                    events.append(ServerSentEvent(self._name, b"\n".join(self._data)))
+                    self._data = []
+                self._name = b""
+                self._size = len(rest)
+        return events
+
+    def _field(self, line: bytes) -> None:
+        if self._at_start:
+            self._at_start = False
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            self._data.append(value)
+        elif name == b"event":
+            self._name = value

@@ -1,0 +1,261 @@
+"""A streamed answer, watched from its first byte to its end.
+
+Nothing reaches the caller before the first content, the *commit point*: until then the bytes are held, and a beginning
+that is blank, stalled, cut or an error is a failed attempt like any other. After it every chunk is handed on as it
+came, byte for byte, and
+
+- a pause of `silence` seconds between two pieces of content ends the stream (keep-alive comments are no content),
+- an end without `finish_reason` and `[DONE]` is a cut,
+
+both with an error that carries the text so far. An early close, or cancellation, gives everything back; if the end had
+already been seen, the attempt was a success.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from deepseek_resilient import wire
+from deepseek_resilient.core import verdict as judge
+from deepseek_resilient.core.effects import Discard, Emit, Read, Respond
+from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
+from deepseek_resilient.core.refusal import response_of
+from deepseek_resilient.core.sse import EventStreamParser, EventTooLongError
+from deepseek_resilient.errors import OverloadedError
+from deepseek_resilient.events import StreamCommitted
+from deepseek_resilient.wire import Sign
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from deepseek_resilient.config import StreamPolicy
+    from deepseek_resilient.core.attempt import Attempt
+    from deepseek_resilient.wire import Dialect
+
+_COMMITS = Sign.CONTENT | Sign.FINISH | Sign.DONE
+
+
+class Decoder:
+    """Undoes a Content-Encoding for our own eyes; the caller gets the bytes as they came.
+
+    Knows identity, gzip and deflate. `readable` is False for anything else: such a body is passed on unseen.
+    """
+
+    __slots__ = ("_inflate", "readable")
+
+    def __init__(self, encoding: str | None) -> None:
+        encoding = (encoding or "identity").strip().lower()
+        self.readable = encoding in ("identity", "gzip", "x-gzip", "deflate")
+        self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding not in ("", "identity") else None
+
+    def feed(self, data: bytes) -> bytes:
+        """The decoded bytes; what cannot be decoded makes the body unreadable from here on."""
+        if self._inflate is None:
+            return data
+        try:
+            return self._inflate.decompress(data)
+        except zlib.error:
+            self.readable = False
+            return b""
+
+
+class StreamWatch:
+    """What has been seen of one stream: signs of content and end, and the text so far."""
+
+    __slots__ = (
+        "_decoder",
+        "_dialect",
+        "_events",
+        "_held",
+        "_limit",
+        "_parser",
+        "_text",
+        "begun",
+        "complete",
+        "error",
+        "seen",
+    )
+
+    def __init__(self, dialect: Dialect, decoder: Decoder, policy: StreamPolicy) -> None:
+        self._dialect = dialect
+        self._decoder = decoder
+        self._parser = EventStreamParser()
+        self._limit = policy.partial_limit
+        self._events: list[bytes] = []
+        self._held = 0
+        self._text = ""
+        self.seen: int = Sign.NOTHING
+        self.complete = Sign.FINISH | Sign.DONE if policy.require_done else Sign.FINISH
+        self.begun = False
+        self.error: object = None
+
+    @property
+    def readable(self) -> bool:
+        """False when the body has an encoding that is not known here: then nothing of it is judged."""
+        return self._decoder.readable
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stream has shown its proper end."""
+        return self.seen & self.complete == self.complete
+
+    def feed(self, chunk: bytes) -> int:
+        """The signs in `chunk`. Raises EventTooLongError."""
+        signs_of = wire.late_signs if self.seen & Sign.CONTENT else wire.signs
+        found: int = Sign.NOTHING
+        for name, data in self._parser.feed(self._decoder.feed(chunk)):
+            self.begun = True
+            signs = signs_of(self._dialect, name, data)
+            found |= signs
+            if signs & Sign.CONTENT:
+                self._keep(data)
+            elif signs & Sign.ERROR:
+                self.error = wire.error_of_event(data)
+        self.seen |= found
+        return found
+
+    def partial(self) -> str:
+        """The answer's text so far."""
+        return self._text + wire.text_of_events(self._dialect, self._events)
+
+    def _keep(self, data: bytes) -> None:
+        self._events.append(data)
+        self._held += len(data)
+        if self._held > self._limit:
+            self._text = self.partial()
+            self._events.clear()
+            self._held = 0
+
+
+async def relay(
+    attempt: Attempt, reply: Reply, until: float | None, dress: Callable[[Response], Response]
+) -> Response | Failure | None:
+    """Watch `reply` to its end and settle `attempt`.
+
+    `until` is the instant by which the first content must be there. Returns an error response or a failure when nothing
+    was handed over, a failure when the stream broke after the commit point, None when it was handed over whole.
+    """
+    runtime = attempt.runtime
+    policy = runtime.policy.stream
+    watch = StreamWatch(attempt.call.info.dialect, Decoder(reply.header(b"content-encoding")), policy)
+    begun = await _until_content(attempt, reply, watch, until)
+    if not isinstance(begun, bytes):
+        return begun
+    now = attempt.first_content = runtime.clock()
+    if watch.ended:
+        attempt.settle(_verdict_at_end(watch))
+    if runtime.listeners.wanted:
+        waited = now - attempt.started
+        runtime.listeners.emit(StreamCommitted(now, attempt.call.number, attempt.call.attempts, waited))
+    await Respond(dress(Response(reply.status, reply.headers, None, reply.extensions)))
+    emit = Emit(begun)
+    await emit
+    read = Read(reply, until=None)
+    clock, silence = runtime.clock, policy.silence
+    if silence is not None:
+        read.until = clock() + silence
+    while True:
+        chunk = await read
+        if chunk.__class__ is not bytes or not chunk:
+            return _end(attempt, watch, chunk)
+        try:
+            found = watch.feed(chunk)
+        except EventTooLongError as error:
+            await Discard(reply)
+            return _end(attempt, watch, Failure(FailureKind.BROKEN, str(error)))
+        if found:
+            if silence is not None and found & _COMMITS:
+                read.until = clock() + silence
+            if attempt.verdict is None and watch.ended:
+                attempt.settle(_verdict_at_end(watch))
+        emit.chunk = chunk
+        await emit
+
+
+async def _until_content(
+    attempt: Attempt, reply: Reply, watch: StreamWatch, until: float | None
+) -> bytes | Response | Failure:
+    """The bytes up to and with the first content; or how the attempt ended without any."""
+    held: list[bytes] = []
+    read = Read(reply, until=until)
+    while True:
+        chunk = await read
+        if chunk.__class__ is not bytes or not chunk:
+            break
+        held.append(chunk)
+        try:
+            found = watch.feed(chunk)
+        except EventTooLongError as error:
+            await Discard(reply)
+            chunk = Failure(FailureKind.BROKEN, str(error))
+            break
+        if found & _COMMITS and not (watch.seen & Sign.OVERLOAD and not watch.seen & Sign.CONTENT):
+            return b"".join(held)
+        if found & (Sign.ERROR | Sign.OVERLOAD):
+            await Discard(reply)
+            return _refused_in_stream(attempt, reply, watch)
+        if not watch.readable:
+            return b"".join(held)
+    return _without_content(attempt, reply, b"".join(held), chunk, begun=watch.begun)
+
+
+def _without_content(
+    attempt: Attempt, reply: Reply, body: bytes, last: bytes | Failure, *, begun: bool
+) -> Response | Failure:
+    """Judge a stream that ended before any content: blank, cut, late, or one JSON body instead of a stream."""
+    shown = b"" if begun else Decoder(reply.header(b"content-encoding")).feed(body)
+    said = b"".join(line for line in shown.splitlines() if not line.startswith(b":"))
+    if isinstance(last, Failure):
+        attempt.settle(judge.of_broken_body(reply, body if begun else said, last))
+        return last if last.kind is FailureKind.TIMEOUT else _no_answer("the stream broke off before any content")
+    if begun:
+        attempt.settle(judge.Verdict(judge.VerdictKind.TRUNCATED, "stream_cut", True, reply.status))
+        return _no_answer("the stream ended before any content")
+    answer = judge.of_reply(attempt.call.info.dialect, reply, said, attempt.runtime.wall())
+    attempt.settle(answer)
+    if answer.retryable:
+        return _no_answer("the stream ended without an answer")
+    return Response(reply.status, reply.headers, body, reply.extensions)
+
+
+def _refused_in_stream(attempt: Attempt, reply: Reply, watch: StreamWatch) -> Response:
+    if not watch.seen & Sign.ERROR:
+        attempt.settle(judge.Verdict(judge.VerdictKind.OVERLOADED, wire.OVERLOAD_FINISH, True, reply.status))
+        return _no_answer("DeepSeek ran out of resources (insufficient_system_resource)")
+    attempt.settle(judge.of_error_event(reply, watch.error, attempt.runtime.wall()))
+    message = watch.error.get("message") if isinstance(watch.error, dict) else None
+    body = wire.error_body(str(message or "the stream carried an error"), "error_in_stream")
+    return Response(wire.status_of_error(watch.error), [(b"content-type", b"application/json")], body)
+
+
+def _verdict_at_end(watch: StreamWatch) -> judge.Verdict:
+    if watch.seen & Sign.OVERLOAD:
+        return judge.Verdict(judge.VerdictKind.OVERLOADED, wire.OVERLOAD_FINISH, False, 200)
+    if watch.seen & Sign.ERROR:
+        return judge.Verdict(judge.VerdictKind.FAULT, "error_in_stream", False, 200)
+    return judge.OK
+
+
+def _end(attempt: Attempt, watch: StreamWatch, last: bytes | Failure) -> Failure | None:
+    """Judge the end of a stream that was handed over in part or whole."""
+    if watch.ended or watch.seen & Sign.ERROR or (not watch.readable and isinstance(last, bytes)):
+        attempt.settle(_verdict_at_end(watch))
+        return None
+    partial = watch.partial()
+    got = f"after {len(partial)} characters of the answer"
+    if isinstance(last, bytes):
+        failure = Failure(FailureKind.CUT, f"the stream was cut {got}: it ended without finish_reason and [DONE]")
+    elif last.kind is FailureKind.TIMEOUT:
+        silence = attempt.runtime.policy.stream.silence
+        message = f"the stream fell silent {got}: nothing but keep-alives for {silence:g} s"
+        failure = Failure(FailureKind.SILENT, message, last.exception)
+    else:
+        failure = Failure(FailureKind.CUT, f"the stream was cut {got}: {last.message}", last.exception)
+    attempt.settle(judge.of_failure(failure))
+    return replace(failure, partial=partial)
+
+
+def _no_answer(what: str) -> Response:
+    return response_of(OverloadedError(f"DeepSeek is overloaded: {what}", step="retry"))

@@ -1,0 +1,62 @@
+"""A target: who is called, and what is known of its health. One per origin, account and model.
+
+DeepSeek limits and fails per account and model, so a 429 on one model says nothing of another, and one tenant's
+exhausted balance nothing of another's. The table is bounded: names come from requests, and a caller may invent many.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from cachetools import LRUCache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from deepseek_resilient.core.breaker import Breaker
+    from deepseek_resilient.core.gate import Gate
+
+MAX_TARGETS = 1024
+MAX_ACCOUNTS = 4096
+
+
+class Target(NamedTuple):
+    """A target and its state. `name` holds host, model and the account's ordinal: never a key."""
+
+    name: str
+    gate: Gate
+    breaker: Breaker | None
+
+
+class Targets:
+    """The targets seen so far, least recently used forgotten first. Thread-safe."""
+
+    def __init__(self, make: Callable[[str], Target], lock: AbstractContextManager[object]) -> None:
+        self._make = make
+        self._lock = lock
+        self._known: LRUCache[tuple[str, int, str], Target] = LRUCache(MAX_TARGETS)
+        self._accounts: LRUCache[int, int] = LRUCache(MAX_ACCOUNTS)
+        self._next_account = 1
+
+    def get(self, origin: str, account: int, model: str) -> Target:
+        """The target of that address, account (any hash of the credentials; 0 = none) and model."""
+        key = (origin, account, model)
+        with self._lock:
+            target = self._known.get(key)
+            if target is None:
+                target = self._known[key] = self._make(self._name(origin, account, model))
+            return target
+
+    def all(self) -> list[Target]:
+        """Every target, oldest first."""
+        with self._lock:
+            return list(self._known.values())
+
+    def _name(self, origin: str, account: int, model: str) -> str:
+        ordinal = self._accounts.get(account)
+        if ordinal is None:
+            ordinal = self._accounts[account] = self._next_account
+            self._next_account += 1
+        host = origin.partition("://")[2] or origin
+        return host + (f"/{model}" if model else "") + (f"#{ordinal}" if ordinal > 1 else "")

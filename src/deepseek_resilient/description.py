@@ -1,0 +1,54 @@
+"""`describe()`: the path of a call in the words of its policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deepseek_resilient.config import BreakerPolicy, Policy
+
+
+def describe(policy: Policy) -> str:
+    """One line per step, in the order a call passes them, with the numbers in force."""
+    retry, budget, gate, stream = policy.retry, policy.budget, policy.gate, policy.stream
+    steps = [
+        ("deadline", f"{_seconds(policy.deadline)} for the whole call (timeout= goes before it)"),
+        ("retry", f"stop: {_strategy(retry.stop)}; wait: {_strategy(retry.wait)}; Retry-After up to "
+                  f"{_seconds(retry.max_retry_after)} goes before it"),
+        ("budget", f"retries are at most {budget.ratio:.0%} of calls + {budget.per_second:g}/s, "
+                   f"{budget.reserve:g} saved up"),
+        ("gate", f"closed by Retry-After for all calls; released over {gate.spread:.0%} of that time "
+                 f"(at least {_seconds(gate.min_spread)}); {_seconds(gate.rest)} of rest after a 402"),
+        ("breaker", _breaker(policy.breaker)),
+        ("send", f"connect {_seconds(policy.connect_timeout)}; attempt {_seconds(policy.attempt_timeout)}"),
+        ("stream", f"first content within {_seconds(stream.first_content)}; silence at most "
+                   f"{_seconds(stream.silence)}; ends with finish_reason{' and [DONE]' if stream.require_done else ''}"),
+        ("verdict", "ok, caller_fault, throttled, overloaded, fault, timeout, truncated"),
+    ]  # fmt: skip
+    return "\n".join(f"{number}. {name:<9} {text}" for number, (name, text) in enumerate(steps, 1))
+
+
+def _breaker(policy: BreakerPolicy | None) -> str:
+    if policy is None:
+        return "off"
+    return (
+        f"opens at {policy.failure_ratio:.0%} of at least {policy.minimum_throughput} attempts failed in "
+        f"{_seconds(policy.sampling_duration)}, for {_seconds(policy.break_duration)} growing to "
+        f"{_seconds(policy.max_break_duration)}; {policy.probes} probes, closed by {policy.probe_successes} good ones; "
+        f"when open: {policy.when_open}"
+    )
+
+
+def _seconds(value: float | None) -> str:
+    return "no limit" if value is None else f"{value:g} s"
+
+
+def _strategy(strategy: object) -> str:
+    """A strategy as one would write it; tenacity's own have no readable repr."""
+    name = getattr(strategy, "__name__", type(strategy).__name__)
+    if type(strategy).__repr__ is not object.__repr__ and not callable(getattr(strategy, "__code__", None)):
+        return repr(strategy)
+    numbers = [f"{key}={value:g}" for key, value in vars(strategy).items() if isinstance(value, (int, float))]
+    parts = getattr(strategy, "stops", None) or getattr(strategy, "wait_funcs", None) or ()
+    inner = [_strategy(part) for part in parts]
+    return f"{name}({', '.join([*inner, *numbers])})"

@@ -1,0 +1,202 @@
+"""The asyncio driver (uvloop too): answers effects by awaiting.
+
+Time limits: one timer per call, moved lazily. Setting a limit writes one number; the timer looks at it when it fires
+and goes back to sleep if the limit has moved on. So a stream of 8,000 chunks costs no 8,000 timers. A limit that has
+passed cancels the await it guards, and only that; a cancellation from outside is passed on as it is (`Task.uncancel`,
+as in `asyncio.timeout`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, Protocol
+
+from deepseek_resilient.core.effects import Discard, Emit, Read, Respond, Send, Sleep, refuse_foreign
+from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from deepseek_resilient.core.effects import CallCoroutine
+
+Resume = Any
+"""`send` or `throw` of the call's coroutine."""
+
+_TIMED_OUT = Failure(FailureKind.TIMEOUT, "a time limit passed")
+
+
+class AsyncSender(Protocol):
+    """What moves the bytes. It turns its library's errors into `Failure`s and closes a reply that failed or ended."""
+
+    async def send(self, effect: Send) -> Reply | Failure:
+        """Send the request, return the head of the reply."""
+
+    async def read(self, effect: Read) -> bytes | Failure:
+        """The next bytes of the body; `b""` at its end."""
+
+    async def close(self, reply: Reply) -> None:
+        """Give up the rest of a reply. Safe to repeat."""
+
+
+class AioCall:
+    """One call on an event loop: `start`, then `chunks` if the response has no body, then `aclose`."""
+
+    __slots__ = (
+        "_clock",
+        "_coroutine",
+        "_fired",
+        "_loop",
+        "_raise_as",
+        "_reply",
+        "_sender",
+        "_task",
+        "_timer",
+        "_until",
+    )
+
+    def __init__(
+        self,
+        coroutine: CallCoroutine,
+        sender: AsyncSender,
+        *,
+        clock: Callable[[], float],
+        raise_as: Callable[[Failure], BaseException],
+    ) -> None:
+        self._coroutine = coroutine
+        self._sender = sender
+        self._clock = clock
+        self._raise_as = raise_as
+        self._loop = asyncio.get_running_loop()
+        self._reply: Reply | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._until = 0.0
+        self._fired = False
+
+    async def start(self) -> Response:
+        """Run until the response is there (whole, or its head). Raises what `raise_as` makes of a failure."""
+        resume: Resume = self._coroutine.send
+        answer: object = None
+        try:
+            while True:
+                effect = resume(answer)
+                if effect.__class__ is Respond:
+                    return effect.response
+                resume, answer = await self._answer(effect)
+        except StopIteration as stop:
+            outcome = stop.value
+            await self.aclose()
+        except BaseException:
+            await self.aclose()
+            raise
+        if isinstance(outcome, Response):
+            return outcome
+        if outcome is None:
+            raise RuntimeError("the call ended without a response")
+        raise self._raise_as(outcome) from outcome.exception
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body after `start`, chunk by chunk. Raises what `raise_as` makes of a failure."""
+        resume: Resume = self._coroutine.send
+        answer: object = None
+        outcome: object = None
+        try:
+            while True:
+                effect = resume(answer)
+                if effect.__class__ is Emit:
+                    yield effect.chunk
+                    resume, answer = self._coroutine.send, None
+                else:
+                    resume, answer = await self._answer(effect)
+        except StopIteration as stop:
+            outcome = stop.value
+        finally:
+            await self.aclose()
+        if isinstance(outcome, Failure):
+            raise self._raise_as(outcome) from outcome.exception
+
+    async def aclose(self) -> None:
+        """End the call now; gives back everything it holds. Safe to repeat."""
+        with contextlib.suppress(ValueError):  # another task is inside; losing its reply below wakes it
+            self._coroutine.close()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        reply, self._reply = self._reply, None
+        if reply is not None:
+            await self._sender.close(reply)
+
+    def __del__(self) -> None:
+        self._coroutine.close()
+        if self._timer is not None and not self._loop.is_closed():
+            self._timer.cancel()
+
+    async def _answer(self, effect: object) -> tuple[Resume, object]:
+        """How to go on: `send` with what the effect came to, or `throw` with what happened instead."""
+        try:
+            return self._coroutine.send, await self._perform(effect)
+        except BaseException as error:
+            return self._coroutine.throw, error
+
+    async def _perform(self, effect: Any) -> object:
+        if effect.__class__ is Read:
+            data = await self._within(self._sender.read(effect), effect.until)
+            if data is _TIMED_OUT:
+                await self._drop()
+            elif not data or data.__class__ is Failure:
+                self._reply = None
+            return data
+        if isinstance(effect, Send):
+            answer = await self._within(self._sender.send(effect), effect.until)
+            if isinstance(answer, Reply):
+                self._reply = answer
+            return answer
+        if isinstance(effect, Sleep):
+            await asyncio.sleep(effect.delay)
+            return None
+        if isinstance(effect, Discard):
+            self._reply = None
+            await self._sender.close(effect.reply)
+            return None
+        raise refuse_foreign(effect)
+
+    async def _drop(self) -> None:
+        reply, self._reply = self._reply, None
+        if reply is not None:
+            await self._sender.close(reply)
+
+    async def _within(self, work: Coroutine[Any, Any, Any], until: float | None) -> Any:
+        """Await `work`, at the longest until the instant `until`; `_TIMED_OUT` when that passed."""
+        if until is None:
+            return await work
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 -- for the type checker; a coroutine always runs in a task
+        self._task, self._until, self._fired = task, until, False
+        before = task.cancelling()
+        if self._timer is None or self._timer.when() - self._loop.time() > until - self._clock():
+            self._set_timer(until - self._clock())
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._fired and task.uncancel() <= before:
+                return _TIMED_OUT
+            raise
+        finally:
+            self._task = None
+
+    def _set_timer(self, delay: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(max(delay, 0.0), self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._task is None:
+            return
+        left = self._until - self._clock()
+        if left > 0.0005:
+            self._set_timer(left)
+        else:
+            self._fired = True
+            self._task.cancel()

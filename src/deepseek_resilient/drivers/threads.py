@@ -1,0 +1,145 @@
+"""The blocking driver: answers effects on the calling thread.
+
+A blocked socket read can be bounded only by the limit the HTTP library was given when it began to read. The sender sets
+that limit from the effect's `until` wherever the library asks for it (the head, the first byte of the body), and the
+core checks its limits at every chunk. Worst overshoot: a body that has begun and then stops entirely is noticed one
+read limit, as it stood when the body began, after the last byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Protocol
+
+from deepseek_resilient.core.effects import Discard, Emit, Read, Respond, Send, Sleep, refuse_foreign
+from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from deepseek_resilient.core.effects import CallCoroutine
+
+
+Resume = Any
+"""`send` or `throw` of the call's coroutine."""
+
+
+class SyncSender(Protocol):
+    """What moves the bytes. It turns its library's errors into `Failure`s and closes a reply that failed or ended."""
+
+    def send(self, effect: Send) -> Reply | Failure:
+        """Send the request, return the head of the reply."""
+
+    def read(self, effect: Read) -> bytes | Failure:
+        """The next bytes of the body; `b""` at its end."""
+
+    def close(self, reply: Reply) -> None:
+        """Give up the rest of a reply. Safe to repeat."""
+
+
+class ThreadCall:
+    """One call on a thread: `start`, then `chunks` if the response has no body, then `close`. One thread at a time."""
+
+    __slots__ = ("_clock", "_coroutine", "_raise_as", "_reply", "_sender", "_sleep")
+
+    def __init__(
+        self,
+        coroutine: CallCoroutine,
+        sender: SyncSender,
+        *,
+        clock: Callable[[], float],
+        sleep: Callable[[float], object],
+        raise_as: Callable[[Failure], BaseException],
+    ) -> None:
+        self._coroutine = coroutine
+        self._sender = sender
+        self._clock = clock
+        self._sleep = sleep
+        self._raise_as = raise_as
+        self._reply: Reply | None = None
+
+    def start(self) -> Response:
+        """Run until the response is there (whole, or its head). Raises what `raise_as` makes of a failure."""
+        resume: Resume = self._coroutine.send
+        answer: object = None
+        try:
+            while True:
+                effect = resume(answer)
+                if effect.__class__ is Respond:
+                    return effect.response
+                resume, answer = self._answer(effect)
+        except StopIteration as stop:
+            outcome = stop.value
+            self.close()
+        except BaseException:
+            self.close()
+            raise
+        if isinstance(outcome, Response):
+            return outcome
+        if outcome is None:
+            raise RuntimeError("the call ended without a response")
+        raise self._raise_as(outcome) from outcome.exception
+
+    def chunks(self) -> Iterator[bytes]:
+        """The body after `start`, chunk by chunk. Raises what `raise_as` makes of a failure."""
+        resume: Resume = self._coroutine.send
+        answer: object = None
+        try:
+            while True:
+                effect = resume(answer)
+                if effect.__class__ is Emit:
+                    yield effect.chunk
+                    resume, answer = self._coroutine.send, None
+                else:
+                    resume, answer = self._answer(effect)
+        except StopIteration as stop:
+            if isinstance(stop.value, Failure):
+                raise self._raise_as(stop.value) from stop.value.exception
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the call now; gives back everything it holds. Safe to repeat, and from another thread."""
+        with contextlib.suppress(ValueError):  # another thread is inside; losing its reply below wakes it
+            self._coroutine.close()
+        reply, self._reply = self._reply, None
+        if reply is not None:
+            self._sender.close(reply)
+
+    def __del__(self) -> None:
+        self._coroutine.close()
+
+    def _answer(self, effect: object) -> tuple[Resume, object]:
+        """How to go on: `send` with what the effect came to, or `throw` with what happened instead."""
+        try:
+            return self._coroutine.send, self._perform(effect)
+        except BaseException as error:
+            return self._coroutine.throw, error
+
+    def _perform(self, effect: Any) -> object:
+        kind = effect.__class__
+        if kind is Read:
+            return self._read(effect)
+        if isinstance(effect, Send):
+            answer = self._sender.send(effect)
+            if isinstance(answer, Reply):
+                self._reply = answer
+            return answer
+        if isinstance(effect, Sleep):
+            self._sleep(effect.delay)
+            return None
+        if isinstance(effect, Discard):
+            self._reply = None
+            self._sender.close(effect.reply)
+            return None
+        raise refuse_foreign(effect)
+
+    def _read(self, effect: Read) -> bytes | Failure:
+        data = self._sender.read(effect)
+        if not data or data.__class__ is Failure:
+            self._reply = None
+        elif effect.until is not None and self._clock() > effect.until:
+            self._reply = None
+            self._sender.close(effect.reply)
+            return Failure(FailureKind.TIMEOUT, "a time limit passed")
+        return data

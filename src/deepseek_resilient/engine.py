@@ -1,0 +1,137 @@
+"""The engine: one policy, and everything that all its calls share.
+
+One engine may serve many threads and event loops at once, and several transports. After `fork` the child's engine
+starts clean: full budget, closed circuits, open gates, nothing in flight, a random sequence of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from deepseek_resilient import wire
+from deepseek_resilient.config import Policy
+from deepseek_resilient.core import pipeline
+from deepseek_resilient.core.runtime import Call, EngineStatistics, Runtime
+from deepseek_resilient.description import describe
+from deepseek_resilient.errors import ConfigError
+from deepseek_resilient.events import Listener, Listeners
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import pybreaker
+
+    from deepseek_resilient.core.effects import CallCoroutine
+    from deepseek_resilient.core.messages import Request
+
+
+def _fresh_random() -> Random:
+    return Random()  # noqa: S311 -- jitter, not secrets
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+class Engine:
+    """Runs calls by a policy. Thread-safe.
+
+    Args:
+        policy: what to do; None means `Policy()`.
+        listeners: called with each `events.Event`, at once, where it happens; they must not block.
+        breaker_listeners: `pybreaker.CircuitBreakerListener` objects, told of changes of state.
+        breaker_storage: makes a `pybreaker.CircuitBreakerStorage` from a target's name; None keeps states in memory.
+        clock: monotonic seconds. wall: Unix seconds, used for HTTP dates only. random: all randomness comes from it.
+            These three are for simulations and tests.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | None = None,
+        *,
+        listeners: Sequence[Listener] = (),
+        breaker_listeners: Sequence[pybreaker.CircuitBreakerListener] = (),
+        breaker_storage: Callable[[str], pybreaker.CircuitBreakerStorage] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        random: Random | None = None,
+    ) -> None:
+        if policy is not None and not isinstance(policy, Policy):
+            raise ConfigError("policy", policy, "a deepseek_resilient.Policy, or None for the defaults")
+        self._policy = policy or Policy()
+        self._options: dict[str, Any] = {
+            "clock": clock,
+            "wall": wall,
+            "make_lock": threading.RLock,
+            "listeners": Listeners(tuple(listeners)),
+            "breaker_listeners": tuple(breaker_listeners),
+            "breaker_storage": breaker_storage,
+        }
+        self._runtime = Runtime(self._policy, random=random or _fresh_random(), **self._options)
+        _engines.add(self)
+
+    @property
+    def policy(self) -> Policy:
+        """The engine's policy."""
+        return self._policy
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The monotonic clock all limits refer to."""
+        return self._runtime.clock
+
+    def call(
+        self,
+        request: Request,
+        *,
+        timeout: float | None,
+        connect_timeout: float | None = None,
+        max_retries: int | None = None,
+    ) -> CallCoroutine:
+        """The coroutine of one call, for a driver. Nothing happens before it is driven.
+
+        Args:
+            request: what to send.
+            timeout: seconds until the deadline, None for no limit.
+            connect_timeout: bound on one connection in seconds; the policy's bound holds as well.
+            max_retries: at most this many retries for this call, instead of the policy's `retry.stop`.
+        """
+        runtime = self._runtime
+        now = runtime.clock()
+        limit = self._policy.connect_timeout
+        return pipeline.run(
+            runtime,
+            Call(
+                request,
+                wire.identify(request.method, request.path, request.body),
+                number=runtime.next_number(),
+                started=now,
+                deadline=None if timeout is None else now + timeout,
+                connect=limit if connect_timeout is None else min(limit, connect_timeout),
+                max_retries=max_retries,
+            ),
+        )
+
+    def statistics(self) -> EngineStatistics:
+        """Counts since the start, and how budget, gates and circuits stand now."""
+        return self._runtime.statistics()
+
+    def describe(self) -> str:
+        """The path of a call with this policy's numbers, for people."""
+        return describe(self._policy)
+
+    def _start_clean(self) -> None:
+        self._runtime = Runtime(self._policy, random=_fresh_random(), **self._options)
+
+
+def _after_fork_in_child() -> None:
+    for engine in list(_engines):
+        engine._start_clean()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

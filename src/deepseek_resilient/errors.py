@@ -1,0 +1,93 @@
+"""Our exceptions, for those who look below the SDK.
+
+    ResilienceError                  (`http_status`: what it is as an HTTP answer)
+    ├── ConfigError                  a setting is wrong: which, its value, what is allowed (also a ValueError)
+    ├── RejectedError                refused by one of our steps; `step`, `retry_after` in seconds or None
+    │   ├── CircuitOpenError         the circuit of the target is open
+    │   ├── RateLimitedError         the target asked to be left alone for longer than the call can wait
+    │   └── OverloadedError          the server gave no usable answer and the attempts are used up
+    ├── DeadlineExceededError        a time limit of the call passed
+    └── StreamInterruptedError       a stream ended before its end; `partial` is the text that came
+
+Callers of the OpenAI SDK keep their habits: a rejection reaches them as the HTTP answer that means it (429 or 503 in
+the server's own format; the object itself is in `response.extensions["resilience_error"]`), a time limit as their
+library's timeout. What leaves a transport as an exception belongs to both trees: `StreamInterruptedError` is also
+`httpx.RemoteProtocolError`, `DeadlineExceededError` is also `httpx.ReadTimeout`.
+"""
+
+from __future__ import annotations
+
+
+class ResilienceError(Exception):
+    """The root of the tree."""
+
+    http_status: int = 500
+
+
+class ConfigError(ResilienceError, ValueError):
+    """A setting has a wrong value. The message names the field, the value and what is allowed."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(f"{field}={value!r}: must be {allowed}")
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, object, str]]:
+        return type(self), (self.field, self.value, self.allowed)
+
+
+class RejectedError(ResilienceError):
+    """One of our steps refused the call, or gave it up.
+
+    Attributes:
+        step: which step ("gate", "breaker", "retry").
+        retry_after: seconds until another try may succeed; None when unknown.
+    """
+
+    http_status = 503
+    kind = "rejected"
+
+    def __init__(
+        self, message: str, *, step: str, retry_after: float | None = None, http_status: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.step = step
+        self.retry_after = retry_after
+        if http_status is not None:
+            self.http_status = http_status
+
+
+class CircuitOpenError(RejectedError):
+    """The circuit of the target is open: it failed too often a moment ago."""
+
+    kind = "circuit_open"
+
+
+class RateLimitedError(RejectedError):
+    """The target asked to be left alone (Retry-After, exhausted balance) for longer than this call can wait."""
+
+    http_status = 429
+    kind = "rate_limited"
+
+
+class OverloadedError(RejectedError):
+    """The server gave no usable answer (a blank 200, an error inside a stream) and no attempt is left."""
+
+    kind = "overloaded"
+
+
+class DeadlineExceededError(ResilienceError):
+    """A time limit passed: the deadline of the call, or the last attempt's own."""
+
+    http_status = 504
+
+
+class StreamInterruptedError(ResilienceError):
+    """A stream was cut or fell silent after content had come. `partial` holds the answer's text so far."""
+
+    http_status = 502
+
+    def __init__(self, message: str, *, partial: str = "") -> None:
+        super().__init__(message)
+        self.partial = partial

@@ -1,0 +1,186 @@
+"""What happened, as frozen records, for listeners; and the log lines that everyone gets.
+
+A listener is any callable that takes one event. It is called at once, on the thread or loop of the call, so it must be
+quick and must not block; what it raises is logged and swallowed. No event ever holds a key, a prompt or an answer.
+`at` is the engine's monotonic clock in seconds; `call` numbers the calls of one engine.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+logger = logging.getLogger("deepseek_resilient")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """The root: when it happened."""
+
+    at: float
+
+    def __str__(self) -> str:
+        named = ", ".join(f"{f.name}={_short(getattr(self, f.name))}" for f in fields(self) if f.name != "at")
+        return f"{type(self).__name__}({named})"
+
+
+@dataclass(frozen=True, slots=True)
+class CallStarted(Event):
+    """A call entered the engine."""
+
+    call: int
+    dialect: str
+    model: str
+    stream: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStarted(Event):
+    """A request is about to be sent."""
+
+    call: int
+    attempt: int
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded(Event):
+    """An attempt got its verdict. `duration` runs to the first content for a stream, to the last byte otherwise."""
+
+    call: int
+    attempt: int
+    target: str
+    verdict: str
+    reason: str
+    status: int | None
+    duration: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptAbandoned(Event):
+    """The caller went away (cancelled, closed early) before the attempt had a verdict."""
+
+    call: int
+    attempt: int
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetryScheduled(Event):
+    """Another attempt follows after `delay` seconds."""
+
+    call: int
+    attempt: int
+    delay: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetryStopped(Event):
+    """No further attempt is made. `why`: futile, unsafe, stop, budget, deadline, retry_after."""
+
+    call: int
+    attempt: int
+    why: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamCommitted(Event):
+    """The first content of a stream came, `waited` seconds after its attempt began; from here on nothing is retried."""
+
+    call: int
+    attempt: int
+    waited: float
+
+
+@dataclass(frozen=True, slots=True)
+class GateClosed(Event):
+    """A target asked to be left alone for `seconds`."""
+
+    target: str
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepWaited(Event):
+    """A call waits `delay` seconds at a step ("gate", "breaker") before it is sent."""
+
+    call: int
+    step: str
+    target: str
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitChanged(Event):
+    """The circuit of a target changed its state; `break_for` seconds when it opened."""
+
+    target: str
+    old: str
+    new: str
+    break_for: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallRefused(Event):
+    """A step refused the call before anything was sent."""
+
+    call: int
+    step: str
+    target: str
+    retry_after: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnded(Event):
+    """A call is over: its last verdict, attempts, seconds in all and seconds spent waiting between attempts."""
+
+    call: int
+    attempts: int
+    verdict: str
+    duration: float
+    waited: float
+
+
+Listener = Callable[[Event], None]
+
+_LEVELS: dict[type[Event], int] = {
+    CircuitChanged: logging.WARNING,
+    GateClosed: logging.WARNING,
+    CallRefused: logging.INFO,
+    RetryScheduled: logging.INFO,
+    RetryStopped: logging.INFO,
+}
+
+
+class Listeners:
+    """Sends each event to the log and to every listener. Thread-safe; costs nothing for events nobody listens to."""
+
+    __slots__ = ("_listeners",)
+
+    def __init__(self, listeners: tuple[Listener, ...] = ()) -> None:
+        for listener in listeners:
+            if not callable(listener):
+                raise TypeError(f"a listener must be callable with one event, not {listener!r}")
+        self._listeners = listeners
+
+    @property
+    def wanted(self) -> bool:
+        """Whether everyday events (a call started, an attempt ended well) have any reader."""
+        return bool(self._listeners) or logger.isEnabledFor(logging.DEBUG)
+
+    def emit(self, event: Event) -> None:
+        """Tell everybody."""
+        logger.log(_LEVELS.get(type(event), logging.DEBUG), "%s", event)
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                logger.exception("a listener failed on %s", type(event).__name__)
+
+
+def _short(value: object) -> object:
+    return f"{value:.3f}" if isinstance(value, float) else value

@@ -1,0 +1,153 @@
+"""Senders: the core's wishes to send and to read, carried out by an inner transport of `httpx` or `httpx2`.
+
+On threads the library's own read limit is all that bounds a blocked read, so it is set from the effect whenever the
+library looks: for the head, and when the body begins (then to the longest pause that any later read may allow). Under
+asyncio the driver bounds every await itself and the library gets a connect limit only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from deepseek_resilient.bridge import Library, failure_of, library_of
+from deepseek_resilient.core.messages import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from deepseek_resilient.core.effects import Read, Send
+    from deepseek_resilient.core.messages import Failure
+
+_SHORTEST = 0.001
+
+
+class _Open:
+    """A reply being read: the library's response, its body's iterator, and the limits it was given."""
+
+    __slots__ = ("body", "limits", "patience", "response")
+
+    def __init__(self, response: Any, limits: dict[str, float | None] | None, patience: float | None) -> None:
+        self.response = response
+        self.body: Any = None
+        self.limits = limits
+        self.patience = patience
+
+
+class HttpSender:
+    """Sends through a synchronous transport. One per call; holds no state of its own."""
+
+    __slots__ = ("_clock", "_inner", "_library")
+
+    def __init__(self, inner: Any, library: Library, clock: Callable[[], float]) -> None:
+        self._inner = inner
+        self._library = library
+        self._clock = clock
+
+    def send(self, effect: Send) -> Reply | Failure:
+        """The head of the reply, or how sending failed."""
+        native = _native(self._library, effect)
+        limits = None
+        if effect.bounded:
+            left = None if effect.until is None else max(effect.until - self._clock(), _SHORTEST)
+            limits = {"connect": _least(effect.connect, left), "read": left, "write": left, "pool": left}
+            native.extensions = {**native.extensions, "timeout": limits}
+        try:
+            response = self._inner.handle_request(native)
+        except Exception as error:
+            return _failure_or_raise(error)
+        opened = _Open(response, limits, effect.patience)
+        return Reply(response.status_code, response.headers.raw, opened, response.extensions)
+
+    def read(self, effect: Read) -> bytes | Failure:
+        """The next bytes of the body."""
+        opened: _Open = effect.reply.native  # type: ignore[assignment]
+        try:
+            if opened.body is None:
+                if opened.limits is not None and effect.until is not None:
+                    left = max(effect.until - self._clock(), _SHORTEST)
+                    opened.limits["read"] = max(left, opened.patience or 0.0)
+                opened.body = iter(opened.response.stream)
+            while True:
+                chunk: bytes = next(opened.body)
+                if chunk:
+                    return chunk
+        except StopIteration:
+            opened.response.close()
+            return b""
+        except Exception as error:
+            opened.response.close()
+            return _failure_or_raise(error)
+
+    def close(self, reply: Reply) -> None:
+        """Give up the rest."""
+        reply.native.response.close()  # type: ignore[attr-defined]
+
+
+class AsyncHttpSender:
+    """Sends through an asynchronous transport. One per call; holds no state of its own."""
+
+    __slots__ = ("_inner", "_library")
+
+    def __init__(self, inner: Any, library: Library) -> None:
+        self._inner = inner
+        self._library = library
+
+    async def send(self, effect: Send) -> Reply | Failure:
+        """The head of the reply, or how sending failed."""
+        native = _native(self._library, effect)
+        if effect.bounded:
+            limits = {"connect": effect.connect, "read": None, "write": None, "pool": None}
+            native.extensions = {**native.extensions, "timeout": limits}
+        try:
+            response = await self._inner.handle_async_request(native)
+        except Exception as error:
+            return _failure_or_raise(error)
+        return Reply(response.status_code, response.headers.raw, _Open(response, None, None), response.extensions)
+
+    async def read(self, effect: Read) -> bytes | Failure:
+        """The next bytes of the body."""
+        opened: _Open = effect.reply.native  # type: ignore[assignment]
+        try:
+            if opened.body is None:
+                opened.body = aiter(opened.response.stream)
+            while True:
+                chunk: bytes = await anext(opened.body)
+                if chunk:
+                    return chunk
+        except StopAsyncIteration:
+            await opened.response.aclose()
+            return b""
+        except Exception as error:
+            await opened.response.aclose()
+            return _failure_or_raise(error)
+
+    async def close(self, reply: Reply) -> None:
+        """Give up the rest."""
+        await reply.native.response.aclose()  # type: ignore[attr-defined]
+
+
+def _native(library: Library, effect: Send) -> Any:
+    """The request as the inner transport's library knows it."""
+    native: Any = effect.request.native
+    if library_of(native) is library:
+        return native
+    return library.Request(
+        native.method,
+        str(native.url),
+        headers=native.headers.raw,
+        **({"content": effect.request.body} if effect.request.replayable else {"stream": native.stream}),
+        extensions=dict(native.extensions),
+    )
+
+
+def _failure_or_raise(error: Exception) -> Failure:
+    failure = failure_of(error)
+    if failure is None:
+        raise error
+    return failure
+
+
+def _least(first: float | None, second: float | None) -> float | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return min(first, second)

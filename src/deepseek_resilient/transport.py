@@ -1,0 +1,154 @@
+"""The engine as an HTTP transport: one pair of classes for the clients of `httpx` and of `httpx2`.
+
+`ResilientTransport` wraps any inner transport and goes wherever a transport goes: `httpx.Client(transport=…)`, a value
+of `mounts=`, an SDK's `http_client=`. Proxies, certificates and HTTP/2 are the inner transport's business. The two
+libraries have the same shape and unrelated classes, so the library is taken from each request, and what goes back
+(response, exceptions) is of that library; the inner transport may even be of the other one.
+
+Timeouts: the request's `read` timeout is the deadline of the whole call, its `connect` timeout bounds each connection.
+Requests that are no inference call pass through with their timeouts untouched.
+
+For one call, by request header: `x-resilient-max-retries: 3` (not sent on).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import httpx2
+
+from deepseek_resilient import bridge
+from deepseek_resilient.drivers.aio import AioCall
+from deepseek_resilient.drivers.threads import ThreadCall
+from deepseek_resilient.engine import Engine
+from deepseek_resilient.errors import ConfigError
+from deepseek_resilient.senders import AsyncHttpSender, HttpSender
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deepseek_resilient.config import Policy
+    from deepseek_resilient.core.messages import Failure
+    from deepseek_resilient.core.runtime import EngineStatistics
+    from deepseek_resilient.events import Listener
+
+
+class _Resilient:
+    """What both transports share: the engine, and how a native request becomes a call."""
+
+    def __init__(
+        self, *, policy: Policy | None = None, engine: Engine | None = None, listeners: Sequence[Listener] = ()
+    ) -> None:
+        if engine is not None and (policy is not None or listeners):
+            raise ConfigError("engine", engine, "given alone: a policy or listeners belong to the engine already")
+        if engine is not None and not isinstance(engine, Engine):
+            raise ConfigError("engine", engine, "a deepseek_resilient.Engine")
+        self.engine = engine or Engine(policy, listeners=listeners)
+
+    def describe(self) -> str:
+        """The path of a call, for people."""
+        return self.engine.describe()
+
+    def statistics(self) -> EngineStatistics:
+        """Counts since the start, and how budget, gates and circuits stand now."""
+        return self.engine.statistics()
+
+
+class ResilientTransport(_Resilient, httpx.BaseTransport, httpx2.BaseTransport):
+    """For `httpx.Client` and `httpx2.Client`. Thread-safe if the inner transport is (the libraries' own are).
+
+    Args:
+        inner: the transport that does the sending. None makes one of the requests' own library with up to 1,000
+            connections, which is made anew in a forked child.
+        policy, listeners: for an engine of its own. engine: a shared one, instead.
+    """
+
+    def __init__(
+        self,
+        inner: httpx.BaseTransport | httpx2.BaseTransport | None = None,
+        *,
+        policy: Policy | None = None,
+        engine: Engine | None = None,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        super().__init__(policy=policy, engine=engine, listeners=listeners)
+        if inner is not None and not hasattr(inner, "handle_request"):
+            raise ConfigError("inner", inner, "a transport with handle_request, such as httpx.HTTPTransport()")
+        self._inners = bridge.Inners(inner, lambda library: library.HTTPTransport(limits=bridge.limits_of(library)))
+
+    def handle_request(self, request: Any) -> Any:
+        """Make the call. Raises what the inner transport would, or our exceptions in the same library's tree."""
+        library = bridge.library_of(request)
+        engine = self.engine
+        if bridge.must_be_read(library, request):
+            request.read()
+        core_request, limits = bridge.prepare(library, request)
+        inner, inner_library = self._inners.get(library)
+
+        def raise_as(failure: Failure) -> BaseException:
+            return bridge.exception_of(library, failure)
+
+        call = ThreadCall(
+            engine.call(core_request, **limits),
+            HttpSender(inner, inner_library, engine.clock),
+            clock=engine.clock,
+            sleep=time.sleep,
+            raise_as=raise_as,
+        )
+        return bridge.respond(library, call.start(), lambda: bridge.sync_stream(library, call))
+
+    def close(self) -> None:
+        """Close the inner transport."""
+        for inner in self._inners.take():
+            inner.close()
+
+
+class AsyncResilientTransport(_Resilient, httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):
+    """For `httpx.AsyncClient` and `httpx2.AsyncClient` on asyncio or uvloop; arguments as `ResilientTransport`.
+
+    One transport belongs to one event loop, as the libraries' own do; several may share an engine.
+    """
+
+    def __init__(
+        self,
+        inner: httpx.AsyncBaseTransport | httpx2.AsyncBaseTransport | None = None,
+        *,
+        policy: Policy | None = None,
+        engine: Engine | None = None,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        super().__init__(policy=policy, engine=engine, listeners=listeners)
+        if inner is not None and not hasattr(inner, "handle_async_request"):
+            raise ConfigError(
+                "inner", inner, "a transport with handle_async_request, such as httpx.AsyncHTTPTransport()"
+            )
+        self._inners = bridge.Inners(
+            inner, lambda library: library.AsyncHTTPTransport(limits=bridge.limits_of(library))
+        )
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Make the call. Raises what the inner transport would, or our exceptions in the same library's tree."""
+        library = bridge.library_of(request)
+        engine = self.engine
+        if bridge.must_be_read(library, request):
+            await request.aread()
+        core_request, limits = bridge.prepare(library, request)
+        inner, inner_library = self._inners.get(library)
+
+        def raise_as(failure: Failure) -> BaseException:
+            return bridge.exception_of(library, failure)
+
+        call = AioCall(
+            engine.call(core_request, **limits),
+            AsyncHttpSender(inner, inner_library),
+            clock=engine.clock,
+            raise_as=raise_as,
+        )
+        return bridge.respond(library, await call.start(), lambda: bridge.async_stream(library, call))
+
+    async def aclose(self) -> None:
+        """Close the inner transport."""
+        for inner in self._inners.take():
+            await inner.aclose()

@@ -1,0 +1,315 @@
+"""What is known of the wire of DeepSeek and of servers that speak OpenAI's format: the one place that knows it.
+
+Facts only: which request is what, what a status means, how a stream shows content and its end, how errors look. What
+follows from a fact is decided in `core/`. Sources: DeepSeek's API documentation (July 2026), and users' reports where
+the documentation is silent; `docs/deepseek.md` tells them row by row.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import math
+import re
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+BASE_URL = "https://api.deepseek.com"
+BETA_PATH = "/beta"
+DEFAULT_MODEL = "deepseek-flash"
+TRACE_HEADER = b"x-ds-trace-id"
+OVERLOAD_FINISH = "insufficient_system_resource"
+LONGEST_RETRY_AFTER = 86_400.0
+
+
+class Dialect(StrEnum):
+    """What kind of call a request is."""
+
+    CHAT = "chat"
+    FIM = "fim"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    OTHER = "other"
+    """No inference: models, balance, files. Passed through; retried only where HTTP says it is safe."""
+
+    @property
+    def is_inference(self) -> bool:
+        """Whether a model answers."""
+        return self is not Dialect.OTHER
+
+
+class Sign:
+    """What an event of a stream shows: bits of an int (an `IntFlag` would cost a microsecond per chunk)."""
+
+    NOTHING: Final = 0
+    CONTENT: Final = 1
+    FINISH: Final = 2
+    DONE: Final = 4
+    ERROR: Final = 8
+    OVERLOAD: Final = 16
+
+
+class CallInfo(NamedTuple):
+    """What the engine must know of a request before it is sent."""
+
+    dialect: Dialect
+    model: str
+    stream: bool
+
+
+_INFERENCE_PATHS = (
+    ("/chat/completions", Dialect.CHAT),
+    ("/completions", Dialect.FIM),
+    ("/responses", Dialect.RESPONSES),
+    ("/messages", Dialect.MESSAGES),
+)
+_NO_INFERENCE = CallInfo(Dialect.OTHER, "", False)
+
+
+def dialect_of(method: str, path: str) -> Dialect:
+    """What kind of call goes to that path (without its query)."""
+    if method == "POST":
+        path = path.rstrip("/")
+        for suffix, dialect in _INFERENCE_PATHS:
+            if path.endswith(suffix):
+                return dialect
+    return Dialect.OTHER
+
+
+def identify(method: str, path: str, body: bytes) -> CallInfo:
+    """What kind of call this is. A body that is not a JSON object is an inference call without model or stream."""
+    dialect = dialect_of(method, path)
+    if dialect is Dialect.OTHER:
+        return _NO_INFERENCE
+    fields = _json(body)
+    if not isinstance(fields, dict):
+        return CallInfo(dialect, "", False)
+    model = fields.get("model")
+    return CallInfo(dialect, model[:128] if isinstance(model, str) else "", fields.get("stream") is True)
+
+
+class Meaning(NamedTuple):
+    """What a status says: the kind of verdict, why, and whether another attempt may help."""
+
+    kind: str
+    reason: str
+    retryable: bool
+
+
+_BY_STATUS = {
+    400: Meaning("caller_fault", "bad_request", False),
+    401: Meaning("caller_fault", "bad_key", False),
+    402: Meaning("throttled", "balance_exhausted", False),
+    403: Meaning("caller_fault", "forbidden", False),
+    404: Meaning("caller_fault", "not_found", False),
+    408: Meaning("timeout", "server_timed_out", True),
+    422: Meaning("caller_fault", "bad_parameter", False),
+    425: Meaning("fault", "too_early", True),
+    429: Meaning("throttled", "rate_limited", True),
+    503: Meaning("overloaded", "busy", True),
+    529: Meaning("overloaded", "busy", True),
+}
+
+
+def meaning_of_status(status: int) -> Meaning:
+    """What a status means (DeepSeek's error table; 529 is Anthropic's word for 503)."""
+    known = _BY_STATUS.get(status)
+    if known is not None:
+        return known
+    if status < 400:
+        return Meaning("ok", "ok", False)
+    if status < 500:
+        return Meaning("caller_fault", f"status_{status}", False)
+    return Meaning("fault", f"status_{status}", True)
+
+
+_BY_ERROR_TYPE = {
+    "rate_limit_error": 429,
+    "authentication_error": 401,
+    "invalid_request_error": 400,
+    "overloaded_error": 529,
+    "service_unavailable_error": 503,
+}
+
+
+def status_of_error(error: object) -> int:
+    """The status that an error object inside a 200 stands for: by its numeric code, then its type, else 500."""
+    if isinstance(error, dict):
+        code = error.get("code")
+        if isinstance(code, str) and code.isdecimal() and len(code) == 3:
+            code = int(code)
+        if isinstance(code, int) and 400 <= code <= 599:
+            return code
+        return _BY_ERROR_TYPE.get(str(error.get("type")), 500)
+    return 500
+
+
+_STATED_LIMIT = re.compile(rb"concurrency limit of (\d{1,6})")
+
+
+def stated_limit(body: bytes) -> int | None:
+    """The concurrency limit that a 429 of DeepSeek states in its message, if it does."""
+    found = _STATED_LIMIT.search(body[:4096])
+    return int(found.group(1)) if found else None
+
+
+def retry_after(header: Callable[[bytes], str | None], wall: float) -> float | None:
+    """Seconds to wait as the server states it, or None.
+
+    `retry-after-ms` goes before `retry-after` (seconds, fractions, or an HTTP date seen from `wall`, Unix seconds).
+    What is negative or past is 0; what is absurdly long is cut to a day; what cannot be read states nothing.
+    """
+    for name, unit in ((b"retry-after-ms", 0.001), (b"retry-after", 1.0)):
+        text = header(name)
+        if text is None:
+            continue
+        try:
+            seconds = float(text) * unit
+        except ValueError:
+            parsed = email.utils.parsedate_tz(text) if unit == 1.0 else None
+            if parsed is None:
+                continue
+            try:
+                seconds = email.utils.mktime_tz(parsed) - wall
+            except (ValueError, OverflowError):
+                continue
+        if not math.isnan(seconds):
+            return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
+    return None
+
+
+def should_retry(header: Callable[[bytes], str | None]) -> bool | None:
+    """The server's own word on retrying (`x-should-retry`), or None."""
+    return {"true": True, "false": False}.get((header(b"x-should-retry") or "").strip().lower())
+
+
+def answer_problem(dialect: Dialect, body: bytes) -> Meaning | None:
+    """What is wrong with the body of a buffered 200, or None when it is an answer."""
+    if not body or body.isspace():
+        return Meaning("overloaded", "blank_200", True)
+    answer = _json(body)
+    if not isinstance(answer, dict):
+        if body.lstrip()[:1] in (b"{", b"["):
+            return Meaning("truncated", "cut_body", True)
+        return Meaning("fault", "not_json", True)
+    if OVERLOAD_FINISH.encode() in body and OVERLOAD_FINISH in _finish_reasons(answer):
+        return Meaning("overloaded", OVERLOAD_FINISH, True)
+    error = answer.get("error")
+    if error and dialect is not Dialect.RESPONSES:
+        meaning = meaning_of_status(status_of_error(error))
+        return meaning._replace(reason="error_in_200")
+    return None
+
+
+def signs(dialect: Dialect, name: bytes, data: bytes) -> int:
+    """What one event of a stream shows. Data that cannot be read shows nothing."""
+    if dialect is Dialect.CHAT or dialect is Dialect.FIM:
+        if data == b"[DONE]":
+            return Sign.DONE
+        return _completion_signs(_json(data))
+    event = _json(data)
+    if not isinstance(event, dict):
+        return Sign.NOTHING
+    kind = str(event.get("type") or name.decode("latin-1"))
+    return _EVENT_SIGNS.get(kind, Sign.CONTENT if kind.endswith(".delta") else Sign.NOTHING)
+
+
+_DATA_ONLY = frozenset({Dialect.CHAT, Dialect.FIM})
+
+
+def late_signs(dialect: Dialect, name: bytes, data: bytes) -> int:
+    """As `signs`, for a stream that has shown content: what cannot be its end is not parsed, and counts as content.
+
+    JSON escapes the quotes inside strings, so the bytes `"finish_reason":null` cannot come from the model's text.
+    """
+    if dialect in _DATA_ONLY and (
+        b'"finish_reason":null' in data
+        or (b"finish_reason" not in data and data != b"[DONE]" and not data.startswith(b'{"error"'))
+    ):
+        return Sign.CONTENT
+    return signs(dialect, name, data)
+
+
+_TERMINAL = Sign.FINISH | Sign.DONE
+_EVENT_SIGNS = {
+    "response.completed": _TERMINAL,
+    "response.incomplete": _TERMINAL,
+    "response.failed": _TERMINAL | Sign.ERROR,
+    "content_block_delta": Sign.CONTENT,
+    "message_stop": _TERMINAL,
+    "error": Sign.ERROR,
+}
+
+
+def _completion_signs(chunk: object) -> int:
+    if not isinstance(chunk, dict):
+        return Sign.NOTHING
+    if chunk.get("error"):
+        return Sign.ERROR
+    found: int = Sign.NOTHING
+    for choice in _dicts(chunk.get("choices")):
+        delta = choice.get("delta")
+        if not isinstance(delta, dict):
+            delta = choice
+        if any(delta.get(key) for key in ("content", "reasoning_content", "tool_calls", "refusal", "text", "audio")):
+            found |= Sign.CONTENT
+        reason = choice.get("finish_reason")
+        if reason:
+            found |= Sign.FINISH
+            if reason == OVERLOAD_FINISH:
+                found |= Sign.OVERLOAD
+    return found
+
+
+def error_of_event(data: bytes) -> object:
+    """The error object that an event of a stream carries (`{"error": …}`, or Responses' `response.failed`)."""
+    event = _json(data)
+    if not isinstance(event, dict):
+        return None
+    response = event.get("response")
+    return event.get("error") or (response.get("error") if isinstance(response, dict) else None)
+
+
+def text_of_events(dialect: Dialect, events: Iterable[bytes]) -> str:
+    """The text of the (first) answer that these events carry: what a caller keeps of a stream that was cut."""
+    parts: list[str] = []
+    for data in events:
+        event = _json(data)
+        if not isinstance(event, dict):
+            continue
+        if dialect is Dialect.RESPONSES:
+            if event.get("type") == "response.output_text.delta":
+                parts.append(str(event.get("delta") or ""))
+        elif dialect is Dialect.MESSAGES:
+            delta = event.get("delta")
+            parts.append(str(delta.get("text") or "") if isinstance(delta, dict) else "")
+        else:
+            for choice in _dicts(event.get("choices")):
+                if choice.get("index", 0) == 0:
+                    delta = choice.get("delta")
+                    parts.append(str((delta.get("content") if isinstance(delta, dict) else choice.get("text")) or ""))
+    return "".join(parts)
+
+
+def error_body(message: str, kind: str) -> bytes:
+    """An error in the server's own format."""
+    error = {"message": message, "type": kind, "param": None, "code": kind}
+    return json.dumps({"error": error}, ensure_ascii=False).encode()
+
+
+def _finish_reasons(answer: dict[str, Any]) -> set[object]:
+    return {str(choice.get("finish_reason")) for choice in _dicts(answer.get("choices"))}
+
+
+def _dicts(items: object) -> list[dict[str, Any]]:
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def _json(data: bytes) -> object:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
