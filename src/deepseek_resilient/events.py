@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 logger = logging.getLogger("deepseek_resilient")
+logger.addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pybreaker
 
 from deepseek_resilient.core.verdict import FAILURES, VerdictKind
+from deepseek_resilient.events import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,11 +75,16 @@ class Breaker:
         self._window = _Window(policy.sampling_duration)
         self._seen = circuit.current_state
         self._opens_at = 0.0
-        self._row = 0
+        self._next_break = policy.break_duration
         self._openings = 0
         self._probing = 0
         self._next_probe = 0.0
         self._successes = 0
+
+    @property
+    def refuses(self) -> bool:
+        """Whether calls are refused while it is open; otherwise they may wait."""
+        return self._policy.when_open == "refuse"
 
     def try_acquire(self, now: float) -> Permit | float:
         """A permit; or, refused, the seconds after which another try may succeed."""
@@ -135,7 +141,7 @@ class Breaker:
     def _succeeded(self, now: float, permit: Permit) -> None:
         if not permit.probe:
             self._window.add(now, failed=False)
-            self._row = 0
+            self._next_break = self._policy.break_duration
             return
         self._probing -= 1
         self._successes += 1
@@ -165,12 +171,9 @@ class Breaker:
         break_for = 0.0
         if state == pybreaker.STATE_OPEN:
             policy = self._policy
-            grown = policy.break_duration * policy.break_growth ** min(self._row, 64)
-            break_for = min(grown, policy.max_break_duration) * self._random.uniform(
-                1 - policy.jitter, 1 + policy.jitter
-            )
+            break_for = self._next_break * self._random.uniform(1 - policy.jitter, 1 + policy.jitter)
             self._opens_at = now + break_for
-            self._row += 1
+            self._next_break = min(self._next_break * policy.break_growth, policy.max_break_duration)
             self._openings += 1
         elif state == pybreaker.STATE_CLOSED:
             self._window.clear()
@@ -181,7 +184,26 @@ def make_circuit(
     name: str, listeners: tuple[Any, ...], storage: pybreaker.CircuitBreakerStorage | None
 ) -> pybreaker.CircuitBreaker:
     """The pybreaker object behind a breaker; its own counting and clock are not used."""
-    return pybreaker.CircuitBreaker(name=name, listeners=list(listeners), state_storage=storage)
+    guarded = [_GuardedListener(listener) for listener in listeners]
+    return pybreaker.CircuitBreaker(name=name, listeners=guarded, state_storage=storage)
+
+
+class _GuardedListener(pybreaker.CircuitBreakerListener):
+    """A user's listener, whose exception is logged: in pybreaker it would leave the storage in the old state."""
+
+    def __init__(self, listener: pybreaker.CircuitBreakerListener) -> None:
+        self._listener = listener
+
+    def state_change(
+        self,
+        cb: pybreaker.CircuitBreaker,
+        old_state: pybreaker.CircuitBreakerState | None,
+        new_state: pybreaker.CircuitBreakerState,
+    ) -> None:
+        try:
+            self._listener.state_change(cb, old_state, new_state)
+        except Exception:
+            logger.exception("a circuit breaker listener failed on the change to %s", new_state.name)
 
 
 class _Window:

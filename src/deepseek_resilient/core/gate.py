@@ -81,8 +81,6 @@ class Gate:
             return None
         with self._lock:
             remaining = self._opens_at - now
-            if remaining <= 0:
-                return None
             policy = self._policy
             spread = max(policy.min_spread, policy.spread * (self._opens_at - self._closed_at))
             delay = remaining + self._random.uniform(0, spread)

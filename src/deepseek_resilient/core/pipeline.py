@@ -63,10 +63,10 @@ async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
         if call.info.dialect.is_inference:
             target = runtime.targets.get(call.request.origin, call.request.account, call.info.model)
             call.target = target.name
-            passed = await _pass_gate(runtime, call, target) or await _pass_breaker(runtime, call, target)
-            if isinstance(passed, RejectedError):
-                return _finish(call, _refuse(runtime, call, passed) if outcome is None else outcome)
-            permit = passed
+            admitted = await _pass(runtime, call, target)
+            if isinstance(admitted, RejectedError):
+                return _finish(call, _refuse(runtime, call, admitted) if outcome is None else outcome)
+            permit = admitted
         else:
             call.target = call.request.origin.partition("://")[2]
         attempt = Attempt(runtime, call, target, permit)
@@ -87,29 +87,32 @@ async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
         await Sleep(delay)
 
 
-async def _pass_gate(runtime: Runtime, call: Call, target: Target) -> RejectedError | None:
-    while (closed := target.gate.check(runtime.clock())) is not None:
+async def _pass(runtime: Runtime, call: Call, target: Target) -> RejectedError | Permit | None:
+    """Through the gate and the breaker of `target`, waiting where that is allowed: a permit, or the refusal.
+
+    Whoever has waited at one of them is asked at both again.
+    """
+    while True:
         now = runtime.clock()
-        if not closed.patient or not call.outlives(now + closed.delay):
-            return RateLimitedError(
-                f"{target.name} asked to be left alone for another {closed.remaining:.1f} s ({closed.reason}); "
-                "nothing was sent. Try again then, or give the call a longer timeout.",
-                step="gate",
-                retry_after=closed.remaining,
-                http_status=closed.status,
-            )
-        await _wait(runtime, call, "gate", closed.delay)
-    return None
-
-
-async def _pass_breaker(runtime: Runtime, call: Call, target: Target) -> RejectedError | Permit | None:
-    if target.breaker is None:
-        return None
-    while isinstance(permit := target.breaker.try_acquire(runtime.clock()), float):
-        policy = runtime.policy.breaker
+        closed = target.gate.check(now)
+        if closed is not None:
+            if not closed.patient or not call.outlives(now + closed.delay):
+                return RateLimitedError(
+                    f"{target.name} asked to be left alone for another {closed.remaining:.1f} s ({closed.reason}); "
+                    "nothing was sent. Try again then, or give the call a longer timeout.",
+                    step="gate",
+                    retry_after=closed.remaining,
+                    http_status=closed.status,
+                )
+            await _wait(runtime, call, "gate", closed.delay)
+            continue
+        if target.breaker is None:
+            return None
+        permit = target.breaker.try_acquire(now)
+        if not isinstance(permit, float):
+            return permit
         delay = permit * runtime.random.uniform(1.0, 2.0)
-        waits = policy is not None and policy.when_open == "wait"
-        if not (waits and call.outlives(runtime.clock() + delay)):
+        if target.breaker.refuses or not call.outlives(now + delay):
             return CircuitOpenError(
                 f"the circuit of {target.name} is open: it failed too often a moment ago; nothing was sent. "
                 f"Try again in {permit:.2f} s.",
@@ -117,7 +120,6 @@ async def _pass_breaker(runtime: Runtime, call: Call, target: Target) -> Rejecte
                 retry_after=permit,
             )
         await _wait(runtime, call, "breaker", delay)
-    return permit
 
 
 async def _wait(runtime: Runtime, call: Call, step: str, delay: float) -> None:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 """A longer line is no event stream of a language model; it would only fill memory."""
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
 
 class ServerSentEvent(NamedTuple):
     """One dispatched event. `name` is empty when the stream named none."""
@@ -51,6 +53,7 @@ class EventStreamParser:
             and b"\r" not in chunk
         ):
             self._at_start = False
+            self._size = 0
             return [ServerSentEvent(b"", chunk[6:-2])]
         return self._feed(chunk)
 
@@ -74,6 +77,9 @@ class EventStreamParser:
         self._unfinished = [rest] if rest else []
         events: list[ServerSentEvent] = []
         for line in lines:
+            if self._at_start:
+                self._at_start = False
+                line = line.removeprefix(_BYTE_ORDER_MARK)
             if line:
                 self._field(line)
             else:
@@ -85,9 +91,6 @@ class EventStreamParser:
         return events
 
     def _field(self, line: bytes) -> None:
-        if self._at_start:
-            self._at_start = False
-            line = line.removeprefix(b"\xef\xbb\xbf")
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if name == b"data":

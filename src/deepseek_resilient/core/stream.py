@@ -46,9 +46,9 @@ class Decoder:
     __slots__ = ("_inflate", "readable")
 
     def __init__(self, encoding: str | None) -> None:
-        encoding = (encoding or "identity").strip().lower()
+        encoding = (encoding or "").strip().lower() or "identity"
         self.readable = encoding in ("identity", "gzip", "x-gzip", "deflate")
-        self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding not in ("", "identity") else None
+        self._inflate = None if encoding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)
 
     def feed(self, data: bytes) -> bytes:
         """The decoded bytes; what cannot be decoded makes the body unreadable from here on."""
@@ -166,12 +166,12 @@ async def relay(
             await Discard(reply)
             return _end(attempt, watch, Failure(FailureKind.BROKEN, str(error)))
         if found:
-            if silence is not None and found & _COMMITS:
-                read.until = clock() + silence
             if attempt.verdict is None and watch.ended:
                 attempt.settle(_verdict_at_end(watch))
         emit.chunk = chunk
         await emit
+        if silence is not None and found & _COMMITS:  # after the caller took it: a slow reader is no silent server
+            read.until = clock() + silence
 
 
 async def _until_content(
@@ -191,12 +191,10 @@ async def _until_content(
             await Discard(reply)
             chunk = Failure(FailureKind.BROKEN, str(error))
             break
-        if found & _COMMITS and not (watch.seen & Sign.OVERLOAD and not watch.seen & Sign.CONTENT):
-            return b"".join(held)
-        if found & (Sign.ERROR | Sign.OVERLOAD):
+        if found & (Sign.ERROR | Sign.OVERLOAD) and not found & Sign.CONTENT:
             await Discard(reply)
             return _refused_in_stream(attempt, reply, watch)
-        if not watch.readable:
+        if found & _COMMITS or not watch.readable:
             return b"".join(held)
     return _without_content(attempt, reply, b"".join(held), chunk, begun=watch.begun)
 
@@ -249,7 +247,8 @@ def _end(attempt: Attempt, watch: StreamWatch, last: bytes | Failure) -> Failure
         failure = Failure(FailureKind.CUT, f"the stream was cut {got}: it ended without finish_reason and [DONE]")
     elif last.kind is FailureKind.TIMEOUT:
         silence = attempt.runtime.policy.stream.silence
-        message = f"the stream fell silent {got}: nothing but keep-alives for {silence:g} s"
+        told = last.message if silence is None else f"nothing but keep-alives for {silence:g} s"
+        message = f"the stream fell silent {got}: {told}"
         failure = Failure(FailureKind.SILENT, message, last.exception)
     else:
         failure = Failure(FailureKind.CUT, f"the stream was cut {got}: {last.message}", last.exception)

@@ -56,7 +56,7 @@ class Verdict(NamedTuple):
     rest: bool = False
 
 
-OK = Verdict(VerdictKind.OK, "ok")
+OK = Verdict(VerdictKind.OK, "ok", status=200)
 
 _OF_FAILURE = {
     FailureKind.CONNECT: (VerdictKind.FAULT, "no_connection", True),
@@ -88,7 +88,8 @@ def of_reply(dialect: Dialect, reply: Reply, body: bytes | None, wall: float) ->
     """The verdict on a complete reply. `body` is decoded; None when it could not be, or need not be looked at."""
     meaning = wire.meaning_of_status(reply.status)
     if meaning.kind == "ok":
-        problem = None if body is None else wire.answer_problem(dialect, body)
+        looked = body is not None and reply.status < 300  # a redirect has no answer to look at
+        problem = wire.answer_problem(dialect, body or b"") if looked else None
         if problem is None:
             return OK if reply.status == 200 else OK._replace(status=reply.status)
         meaning = problem

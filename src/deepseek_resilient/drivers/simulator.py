@@ -91,7 +91,7 @@ class SimulatedCall:
     """One call in virtual time. `on_end` gets the outcome once; `response` and `received` show what the caller got."""
 
     __slots__ = (
-        "_coroutine", "_inbox", "_on_end", "_scheduler", "_sender", "_timer", "_turn",
+        "_coroutine", "_ended", "_inbox", "_on_end", "_scheduler", "_sender", "_timer", "_turn",
         "outcome", "received", "response",
     )  # fmt: skip
 
@@ -109,6 +109,7 @@ class SimulatedCall:
         self._inbox: Inbox | None = None
         self._timer: Handle | None = None
         self._turn = 0
+        self._ended = False
         self.outcome: Response | Failure | BaseException | None = None
         self.response: Response | None = None
         self.received: list[bytes] = []
@@ -119,7 +120,7 @@ class SimulatedCall:
 
     def cancel(self, error: BaseException | None = None) -> None:
         """The caller goes away: throw `error` into the call, or close it."""
-        if self._on_end is None and self.outcome is not None:
+        if self._ended:
             return
         self._turn += 1
         self._clear_timer()
@@ -199,6 +200,7 @@ class SimulatedCall:
 
     def _finish(self, outcome: Response | Failure | BaseException | None) -> None:
         self._hang_up()
+        self._ended = True
         self.outcome = outcome
         if isinstance(outcome, Response):
             self.response = outcome

@@ -1,0 +1,391 @@
+"""Three worlds for one scenario: the same calls against the same simulated DeepSeek under each driver, in virtual time.
+
+Each world gives the calls a clock that jumps: the simulator's own, an asyncio loop whose selector never waits, and real
+threads of which exactly one runs at a time. So the traces of one scenario can be compared event for event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import selectors
+import threading
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from deepseek_resilient import Engine, Policy
+from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
+from deepseek_resilient.drivers.aio import AioCall
+from deepseek_resilient.drivers.scheduler import VirtualScheduler
+from deepseek_resilient.drivers.simulator import Inbox, SimulatedCall
+from deepseek_resilient.drivers.threads import ThreadCall
+from deepseek_resilient.lab.deepseek import EPOCH, LabSettings, SimulatedDeepSeek
+from deepseek_resilient.lab.faults import Fault, Window
+from deepseek_resilient.lab.virtual import VirtualDeepSeek, virtual_request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from deepseek_resilient.core.effects import Read, Send
+    from deepseek_resilient.events import Event
+
+
+@dataclass(frozen=True)
+class Caller:
+    """One call of a scenario: when it starts, whether it streams, its timeout, and when its caller goes away."""
+
+    at: float = 0.0
+    stream: bool = False
+    timeout: float | None = 30.0
+    cancel_at: float | None = None
+    max_retries: int | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+    path: str = "/chat/completions"
+    method: str = "POST"
+
+    def body(self) -> bytes:
+        if self.method != "POST":
+            return b""
+        asked = {"model": "deepseek-flash", "messages": [{"role": "user", "content": "hello"}], "stream": self.stream}
+        return json.dumps(asked | self.fields).encode()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What happens at the server, who calls, and by what policy."""
+
+    callers: tuple[Caller, ...] = (Caller(),)
+    next: tuple[str, ...] = ()
+    windows: tuple[tuple[str, float, float], ...] = ()
+    policy: Policy = field(default_factory=Policy)
+    settings: dict[str, Any] = field(default_factory=dict)
+    seed: int = 7
+
+
+@dataclass
+class Seen:
+    """What one caller got."""
+
+    status: int | None = None
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    failure: FailureKind | None = None
+    message: str = ""
+    partial: str = ""
+    gone: bool = False
+
+    def take(self, response: Response) -> None:
+        self.status = response.status
+        self.headers = {k.decode().lower(): v.decode() for k, v in response.headers}
+        self.headers.pop("x-ds-trace-id", None)
+        self.body += response.body or b""
+
+    def fail(self, failure: Failure) -> None:
+        self.failure, self.message, self.partial = failure.kind, failure.message, failure.partial
+
+
+@dataclass
+class Run:
+    """A finished scenario: events in order, what each caller got, what the server counted."""
+
+    trace: list[str]
+    seen: list[Seen]
+    served: dict[str, Any]
+    engine: Engine
+
+
+class _Failed(Exception):
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class _World:
+    def __init__(self, scenario: Scenario, scheduler: Any) -> None:
+        settings = LabSettings().changed(scenario.settings)
+        self.scenario = scenario
+        self.scheduler = scheduler
+        self.model = SimulatedDeepSeek(scheduler, settings, seed=scenario.seed)
+        self.model.set_script(
+            next=[Fault.parse(text) for text in scenario.next],
+            windows=[Window(Fault.parse(text), start, lasts) for text, start, lasts in scenario.windows],
+        )
+        self.server = VirtualDeepSeek(self.model)
+        self.trace: list[str] = []
+        self.engine = Engine(
+            scenario.policy,
+            listeners=[self._note],
+            clock=scheduler.time,
+            wall=lambda: scheduler.time() + EPOCH,
+            random=Random(scenario.seed),
+        )
+        self.seen = [Seen() for _ in scenario.callers]
+
+    def _note(self, event: Event) -> None:
+        self.trace.append(f"{event.at:.4f} {event}")
+
+    def coroutine(self, caller: Caller) -> Any:
+        request = virtual_request(caller.body(), path=caller.path, method=caller.method)
+        return self.engine.call(request, timeout=caller.timeout, max_retries=caller.max_retries)
+
+    def result(self) -> Run:
+        counts = self.model.statistics()
+        served = {name: counts[name] for name in ("attempts", "answered", "in_flight", "wasted", "statuses", "faults")}
+        return Run(self.trace, self.seen, served, self.engine)
+
+
+def run_simulated(scenario: Scenario) -> Run:
+    """The scenario under the simulator's driver."""
+    scheduler = VirtualScheduler()
+    world = _World(scenario, scheduler)
+
+    def start(caller: Caller, seen: Seen) -> None:
+        def ended(call: SimulatedCall) -> None:
+            if call.response is not None:
+                seen.take(call.response)
+            seen.body += b"".join(call.received)
+            if isinstance(call.outcome, Failure):
+                seen.fail(call.outcome)
+            seen.gone = isinstance(call.outcome, BaseException)
+
+        call = SimulatedCall(world.coroutine(caller), world.server, scheduler, ended)
+        if caller.cancel_at is not None:
+            scheduler.call_at(caller.cancel_at, lambda: call.cancel(asyncio.CancelledError()))
+        call.start()
+
+    for caller, seen in zip(scenario.callers, world.seen, strict=True):
+        scheduler.call_at(caller.at, start, caller, seen)
+    scheduler.run(limit=2_000_000)
+    return world.result()
+
+
+class _NeverWaits(selectors.DefaultSelector):
+    """A selector that moves its loop's clock instead of waiting."""
+
+    loop: VirtualLoop
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        if timeout is None:
+            raise RuntimeError("everybody waits and nothing is due: a lost wake-up")
+        self.loop.now += max(timeout, 0.0)
+        return []
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An asyncio loop in virtual time."""
+
+    def __init__(self) -> None:
+        selector = _NeverWaits()
+        selector.loop = self
+        self.now = 0.0
+        super().__init__(selector)
+
+    def time(self) -> float:
+        return self.now
+
+
+class _AioSender:
+    def __init__(self, server: VirtualDeepSeek) -> None:
+        self.server = server
+
+    async def send(self, effect: Send) -> Any:
+        inbox = Inbox()
+        inbox.hang_up = self.server.open(effect.request, inbox)
+        return await self._take(inbox)
+
+    async def read(self, effect: Read) -> Any:
+        return await self._take(effect.reply.native)
+
+    async def close(self, reply: Reply) -> None:
+        reply.native.close()
+
+    async def _take(self, inbox: Inbox) -> Any:
+        arrived = asyncio.get_running_loop().create_future()
+        inbox.take(lambda thing: arrived.done() or arrived.set_result(thing))
+        try:
+            return await arrived
+        except asyncio.CancelledError:
+            inbox.close()
+            raise
+
+
+def run_asyncio(scenario: Scenario) -> Run:
+    """The scenario under the asyncio driver."""
+    loop = VirtualLoop()
+    world = _World(scenario, loop)
+
+    async def one(caller: Caller, seen: Seen) -> None:
+        await asyncio.sleep(caller.at)
+        call = AioCall(world.coroutine(caller), _AioSender(world.server), clock=loop.time, raise_as=_Failed)
+        try:
+            response = await call.start()
+            seen.take(response)
+            if response.body is None:
+                async for chunk in call.chunks():
+                    seen.body += chunk
+        except _Failed as failed:
+            seen.fail(failed.failure)
+        except asyncio.CancelledError:
+            seen.gone = True
+
+    async def everybody() -> None:
+        tasks = [loop.create_task(one(c, s)) for c, s in zip(scenario.callers, world.seen, strict=True)]
+        for task, caller in zip(tasks, scenario.callers, strict=True):
+            if caller.cancel_at is not None:
+                loop.call_at(caller.cancel_at, task.cancel)
+        await asyncio.gather(*tasks)
+        await asyncio.sleep(10_000.0)  # virtual: let the server finish what it does for nobody
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(everybody())
+    return world.result()
+
+
+class _Baton:
+    """Threads of which one runs at a time; the others sleep until the scheduler wakes them."""
+
+    def __init__(self, scheduler: VirtualScheduler) -> None:
+        self.scheduler = scheduler
+        self._controller = threading.Semaphore(0)
+        self._mine = threading.local()
+        self._blocked: dict[threading.Semaphore, Callable[[Any], None]] = {}
+        self.threads: list[threading.Thread] = []
+
+    def spawn(self, at: float, work: Callable[[], None], interrupt_at: float | None) -> None:
+        turn = threading.Semaphore(0)
+        if interrupt_at is not None:
+            self.scheduler.call_at(interrupt_at, self._interrupt, turn)
+
+        def run() -> None:
+            turn.acquire()
+            self._mine.turn = turn
+            try:
+                work()
+            finally:
+                self._controller.release()
+
+        thread = threading.Thread(target=run)
+        self.threads.append(thread)
+        thread.start()
+        self.scheduler.call_at(at, self._wake, turn)
+
+    def block(self, begin: Callable[[Callable[[Any], None]], None]) -> Any:
+        """Let others run until the function given to `begin` is called (by the scheduler); returns what with."""
+        turn, box = self._mine.turn, []
+
+        def arrive(thing: Any) -> None:
+            if not box:
+                box.append(thing)
+                self.scheduler.call_later(0.0, self._wake, turn)
+
+        self._blocked[turn] = arrive
+        begin(arrive)
+        self._controller.release()
+        turn.acquire()
+        del self._blocked[turn]
+        if isinstance(box[0], BaseException):
+            raise box[0]
+        return box[0]
+
+    def sleep(self, delay: float) -> None:
+        self.block(lambda arrive: self.scheduler.call_later(delay, arrive, None) and None)
+
+    def _interrupt(self, turn: threading.Semaphore) -> None:
+        if turn in self._blocked:
+            self._blocked[turn](KeyboardInterrupt())
+
+    def _wake(self, turn: threading.Semaphore) -> None:
+        turn.release()
+        self._controller.acquire()
+
+
+class _ThreadSender:
+    def __init__(self, server: VirtualDeepSeek, baton: _Baton) -> None:
+        self.server = server
+        self.baton = baton
+
+    def send(self, effect: Send) -> Any:
+        inbox = Inbox()
+        inbox.hang_up = self.server.open(effect.request, inbox)
+        return self._take(inbox, effect.until)
+
+    def read(self, effect: Read) -> Any:
+        return self._take(effect.reply.native, effect.until)
+
+    def close(self, reply: Reply) -> None:
+        reply.native.close()
+
+    def _take(self, inbox: Inbox, until: float | None) -> Any:
+        late = Failure(FailureKind.TIMEOUT, "a time limit passed")
+
+        def begin(arrive: Callable[[Any], None]) -> None:
+            if until is not None:
+                timers.append(self.baton.scheduler.call_at(until, arrive, late))
+            inbox.take(arrive)
+
+        timers: list[Any] = []
+        try:
+            thing = self.baton.block(begin)
+        except KeyboardInterrupt:
+            inbox.close()
+            raise
+        finally:
+            for timer in timers:
+                timer.cancel()
+        if thing is late:
+            inbox.close()
+        return thing
+
+
+def run_threads(scenario: Scenario) -> Run:
+    """The scenario under the threads driver. A caller goes away by a KeyboardInterrupt in whatever it waits for."""
+    scheduler = VirtualScheduler()
+    world = _World(scenario, scheduler)
+    baton = _Baton(scheduler)
+
+    def one(caller: Caller, seen: Seen) -> None:
+        sender = _ThreadSender(world.server, baton)
+        call = ThreadCall(world.coroutine(caller), sender, clock=scheduler.time, sleep=baton.sleep, raise_as=_Failed)
+        try:
+            response = call.start()
+            seen.take(response)
+            if response.body is None:
+                for chunk in call.chunks():
+                    seen.body += chunk
+        except _Failed as failed:
+            seen.fail(failed.failure)
+        except KeyboardInterrupt:
+            seen.gone = True
+
+    for caller, seen in zip(scenario.callers, world.seen, strict=True):
+        baton.spawn(caller.at, lambda caller=caller, seen=seen: one(caller, seen), caller.cancel_at)
+    scheduler.run(limit=2_000_000)
+    for thread in baton.threads:
+        thread.join(timeout=10)
+    return world.result()
+
+
+DRIVERS: dict[str, Callable[[Scenario], Run]] = {
+    "simulator": run_simulated,
+    "asyncio": run_asyncio,
+    "threads": run_threads,
+}
+
+
+def run_everywhere(scenario: Scenario) -> Run:
+    """Run the scenario on every driver, check that the traces and results are equal, return one of them."""
+    runs = {name: run(scenario) for name, run in DRIVERS.items()}
+    first, *others = runs.values()
+    for other in others:
+        assert first.trace == other.trace
+        assert first.seen == other.seen
+        assert first.served == other.served
+    for run in runs.values():
+        assert run.engine.statistics().in_flight == 0
+    return first
+
+
+def quick(**changes: Any) -> Policy:
+    """The default policy with some fields changed."""
+    return replace(Policy(), **changes)
