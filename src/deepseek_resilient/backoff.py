@@ -61,6 +61,12 @@ class wait_full_jitter(tenacity.wait_random_exponential):  # noqa: N801 -- tenac
         ceiling = tenacity.wait_exponential.__call__(self, retry_state)
         return retry_state.random.uniform(0, ceiling)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, wait_full_jitter) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
     def __repr__(self) -> str:
         return f"wait_full_jitter(initial={self.multiplier}, maximum={self.max}, base={self.exp_base})"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import httpx
 import httpx2
 
 from deepseek_resilient import wire
-from deepseek_resilient.core.messages import Failure, FailureKind, Request, Response
+from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Request, Response
 from deepseek_resilient.errors import ConfigError, DeadlineExceededError, StreamInterruptedError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Inners:
         self._given = None if given is None else (given, library_of(given))
         self._make = make
         self._made: dict[tuple[Library, int], Any] = {}
+        self._dropped: dict[int, deque[Reply]] = {}
         self._lock = threading.Lock()
 
     def get(self, library: Library) -> tuple[Any, Library]:
@@ -73,6 +75,10 @@ class Inners:
             with self._lock:
                 inner = self._made.get(key) or self._made.setdefault(key, self._make(library))
         return inner, library_of(inner)
+
+    def dropped(self) -> deque[Reply]:
+        """Replies that were dropped in this process without being closed, still to be closed."""
+        return self._dropped.setdefault(os.getpid(), deque())
 
     def take(self) -> list[Any]:
         """The inner transports of this process, to be closed."""

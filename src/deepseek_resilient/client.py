@@ -94,7 +94,7 @@ class DeepSeek(openai.OpenAI):
 
 
 class AsyncDeepSeek(openai.AsyncOpenAI):
-    """A drop-in `openai.AsyncOpenAI` for DeepSeek; arguments as `DeepSeek`. Belongs to one event loop."""
+    """A drop-in `openai.AsyncOpenAI` for DeepSeek; arguments as `DeepSeek`."""
 
     def __init__(
         self,
@@ -142,10 +142,8 @@ class ResilientClient(openai.DefaultHttpxClient):
         self.engine = engine
         mounts: dict[str, httpx2.BaseTransport | None] = {}
         if transport is None:
-            limits = bridge.limits_of(httpx2)
             for pattern, proxy in proxies_from_environment().items():
-                inner = None if proxy is None else httpx2.HTTPTransport(proxy=proxy, limits=limits)
-                mounts[pattern] = None if inner is None else ResilientTransport(inner, engine=engine)
+                mounts[pattern] = None if proxy is None else ResilientTransport(engine=engine, proxy=proxy)
         super().__init__(transport=ResilientTransport(transport, engine=engine), mounts=mounts)
 
     def __del__(self) -> None:
@@ -160,10 +158,8 @@ class AsyncResilientClient(openai.DefaultAsyncHttpxClient):
         self.engine = engine
         mounts: dict[str, httpx2.AsyncBaseTransport | None] = {}
         if transport is None:
-            limits = bridge.limits_of(httpx2)
             for pattern, proxy in proxies_from_environment().items():
-                inner = None if proxy is None else httpx2.AsyncHTTPTransport(proxy=proxy, limits=limits)
-                mounts[pattern] = None if inner is None else AsyncResilientTransport(inner, engine=engine)
+                mounts[pattern] = None if proxy is None else AsyncResilientTransport(engine=engine, proxy=proxy)
         super().__init__(transport=AsyncResilientTransport(transport, engine=engine), mounts=mounts)
 
 

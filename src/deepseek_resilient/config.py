@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -27,6 +28,8 @@ ENV_PREFIX = "DEEPSEEK_RESILIENT_"
 
 _FOUR_ATTEMPTS = tenacity.stop_after_attempt(4)
 _JITTER = wait_full_jitter(initial=0.5, maximum=8.0)
+_TEN_ATTEMPTS = tenacity.stop_after_attempt(10)
+_HUGE = sys.float_info.max
 
 
 def _number(
@@ -35,7 +38,7 @@ def _number(
     value = getattr(owner, name)
     if value is None and optional:
         return
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and -_HUGE <= value <= _HUGE
     if not (good and (low < value if above else low <= value) and value <= high):
         allowed = f"a number {'above' if above else 'of at least'} {low:g}"
         if high != math.inf:
@@ -247,7 +250,7 @@ class Policy:
         """Nobody is waiting: an hour, more attempts, longer waits, and calls wait while a circuit is open."""
         return cls(
             deadline=3600.0,
-            retry=RetryPolicy(stop=tenacity.stop_after_attempt(10), wait=wait_full_jitter(initial=1.0, maximum=60.0)),
+            retry=RetryPolicy(stop=_TEN_ATTEMPTS, wait=wait_full_jitter(initial=1.0, maximum=60.0)),
             breaker=BreakerPolicy(when_open="wait"),
             stream=StreamPolicy(first_content=600.0, silence=120.0),
         )
@@ -264,7 +267,7 @@ class Policy:
             ConfigError: an unknown name under the prefix, or a value that is not allowed.
         """
         found = {k: v for k, v in (os.environ if environ is None else environ).items() if k.startswith(ENV_PREFIX)}
-        preset = found.pop(f"{ENV_PREFIX}PRESET", "default").lower()
+        preset = found.pop(f"{ENV_PREFIX}PRESET", "default").strip().lower()
         presets: dict[str, Callable[[], Policy]] = {
             "default": cls, "interactive": cls.interactive, "agent": cls.agent, "batch": cls.batch,
         }  # fmt: skip
@@ -295,6 +298,8 @@ def _set_from_env(policy: Policy, variable: str, text: str) -> Policy:
     owner: Any = policy if part is None else part
     key = name if part is None else part_field
     types = {f.name: str(f.type) for f in fields(owner) if f.name not in ("stop", "wait", *(p[0] for p in _PARTS))}
+    if part_name == "breaker" and part is None:
+        raise ConfigError(variable, text, "removed: the breaker is off")
     if key not in types:
         raise ConfigError(variable, text, f"removed or corrected: no such setting (known: {', '.join(_known())})")
     try:

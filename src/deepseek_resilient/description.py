@@ -22,7 +22,7 @@ def describe(policy: Policy) -> str:
         ("breaker", _breaker(policy.breaker)),
         ("send", f"connect {_seconds(policy.connect_timeout)}; attempt {_seconds(policy.attempt_timeout)}"),
         ("stream", f"first content within {_seconds(stream.first_content)}; silence at most "
-                   f"{_seconds(stream.silence)}; ends with finish_reason{' and [DONE]' if stream.require_done else ''}"),
+                   f"{_seconds(stream.silence)}; ends by finish_reason{' and [DONE]' if stream.require_done else ''}"),
         ("verdict", "ok, caller_fault, throttled, overloaded, fault, timeout, truncated"),
     ]  # fmt: skip
     return "\n".join(f"{number}. {name:<9} {text}" for number, (name, text) in enumerate(steps, 1))

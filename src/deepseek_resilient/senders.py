@@ -7,12 +7,15 @@ asyncio the driver bounds every await itself and the library gets a connect limi
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from deepseek_resilient.bridge import Library, failure_of, library_of
 from deepseek_resilient.core.messages import Reply
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable
 
     from deepseek_resilient.core.effects import Read, Send
@@ -34,18 +37,23 @@ class _Open:
 
 
 class HttpSender:
-    """Sends through a synchronous transport. One per call; holds no state of its own."""
+    """Sends through a synchronous transport. One per call; holds no state of its own.
 
-    __slots__ = ("_clock", "_inner", "_library")
+    A dropped reply goes to `dropped`, for the transport to close at its next request: the collector may run while this
+    thread holds the locks of the inner transport's pool.
+    """
 
-    def __init__(self, inner: Any, library: Library, clock: Callable[[], float]) -> None:
+    __slots__ = ("_clock", "_dropped", "_inner", "_library")
+
+    def __init__(self, inner: Any, library: Library, clock: Callable[[], float], dropped: deque[Reply]) -> None:
         self._inner = inner
         self._library = library
         self._clock = clock
+        self._dropped = dropped
 
     def send(self, effect: Send) -> Reply | Failure:
         """The head of the reply, or how sending failed."""
-        native = _native(self._library, effect)
+        native = _native(self._library, effect, iter)
         limits = None
         if effect.bounded:
             left = None if effect.until is None else max(effect.until - self._clock(), _SHORTEST)
@@ -82,6 +90,10 @@ class HttpSender:
         """Give up the rest."""
         reply.native.response.close()  # type: ignore[attr-defined]
 
+    def abandon(self, reply: Reply) -> None:
+        """Leave it to be closed later."""
+        self._dropped.append(reply)
+
 
 class AsyncHttpSender:
     """Sends through an asynchronous transport. One per call; holds no state of its own."""
@@ -94,7 +106,7 @@ class AsyncHttpSender:
 
     async def send(self, effect: Send) -> Reply | Failure:
         """The head of the reply, or how sending failed."""
-        native = _native(self._library, effect)
+        native = _native(self._library, effect, aiter)
         if effect.bounded:
             limits = {"connect": effect.connect, "read": None, "write": None, "pool": None}
             native.extensions = {**native.extensions, "timeout": limits}
@@ -125,8 +137,22 @@ class AsyncHttpSender:
         """Give up the rest."""
         await reply.native.response.aclose()  # type: ignore[attr-defined]
 
+    def abandon(self, reply: Reply, loop: asyncio.AbstractEventLoop) -> None:
+        """Have it closed on its loop."""
+        with contextlib.suppress(RuntimeError):  # the loop was closed a moment ago
+            loop.call_soon_threadsafe(_close_soon, self, reply)
 
-def _native(library: Library, effect: Send) -> Any:
+
+_closing: set[asyncio.Task[None]] = set()
+
+
+def _close_soon(sender: AsyncHttpSender, reply: Reply) -> None:
+    task = asyncio.get_running_loop().create_task(sender.close(reply))
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
+
+
+def _native(library: Library, effect: Send, iterate: Callable[[Any], Any]) -> Any:
     """The request as the inner transport's library knows it."""
     native: Any = effect.request.native
     if library_of(native) is library:
@@ -135,7 +161,7 @@ def _native(library: Library, effect: Send) -> Any:
         native.method,
         str(native.url),
         headers=native.headers.raw,
-        **({"content": effect.request.body} if effect.request.replayable else {"stream": native.stream}),
+        content=effect.request.body if effect.request.replayable else iterate(native.stream),
         extensions=dict(native.extensions),
     )
 

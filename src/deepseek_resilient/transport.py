@@ -27,10 +27,11 @@ from deepseek_resilient.errors import ConfigError
 from deepseek_resilient.senders import AsyncHttpSender, HttpSender
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Sequence
 
     from deepseek_resilient.config import Policy
-    from deepseek_resilient.core.messages import Failure
+    from deepseek_resilient.core.messages import Failure, Reply
     from deepseek_resilient.core.runtime import EngineStatistics
     from deepseek_resilient.events import Listener
 
@@ -61,7 +62,8 @@ class ResilientTransport(_Resilient, httpx.BaseTransport, httpx2.BaseTransport):
 
     Args:
         inner: the transport that does the sending. None makes one of the requests' own library with up to 1,000
-            connections, which is made anew in a forked child.
+            connections, which is made anew in a forked child ...
+        proxy: ... and goes through this proxy.
         policy, listeners: for an engine of its own. engine: a shared one, instead.
     """
 
@@ -69,6 +71,7 @@ class ResilientTransport(_Resilient, httpx.BaseTransport, httpx2.BaseTransport):
         self,
         inner: httpx.BaseTransport | httpx2.BaseTransport | None = None,
         *,
+        proxy: str | None = None,
         policy: Policy | None = None,
         engine: Engine | None = None,
         listeners: Sequence[Listener] = (),
@@ -76,7 +79,10 @@ class ResilientTransport(_Resilient, httpx.BaseTransport, httpx2.BaseTransport):
         super().__init__(policy=policy, engine=engine, listeners=listeners)
         if inner is not None and not hasattr(inner, "handle_request"):
             raise ConfigError("inner", inner, "a transport with handle_request, such as httpx.HTTPTransport()")
-        self._inners = bridge.Inners(inner, lambda library: library.HTTPTransport(limits=bridge.limits_of(library)))
+        _check_proxy(inner, proxy)
+        self._inners = bridge.Inners(
+            inner, lambda library: library.HTTPTransport(limits=bridge.limits_of(library), proxy=proxy)
+        )
 
     def handle_request(self, request: Any) -> Any:
         """Make the call. Raises what the inner transport would, or our exceptions in the same library's tree."""
@@ -86,13 +92,16 @@ class ResilientTransport(_Resilient, httpx.BaseTransport, httpx2.BaseTransport):
             request.read()
         core_request, limits = bridge.prepare(library, request)
         inner, inner_library = self._inners.get(library)
+        dropped = self._inners.dropped()
+        if dropped:
+            _close_all(dropped)
 
         def raise_as(failure: Failure) -> BaseException:
             return bridge.exception_of(library, failure)
 
         call = ThreadCall(
             engine.call(core_request, **limits),
-            HttpSender(inner, inner_library, engine.clock),
+            HttpSender(inner, inner_library, engine.clock, dropped),
             clock=engine.clock,
             sleep=time.sleep,
             raise_as=raise_as,
@@ -101,6 +110,7 @@ class ResilientTransport(_Resilient, httpx.BaseTransport, httpx2.BaseTransport):
 
     def close(self) -> None:
         """Close the inner transport."""
+        _close_all(self._inners.dropped())
         for inner in self._inners.take():
             inner.close()
 
@@ -108,13 +118,15 @@ class ResilientTransport(_Resilient, httpx.BaseTransport, httpx2.BaseTransport):
 class AsyncResilientTransport(_Resilient, httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):
     """For `httpx.AsyncClient` and `httpx2.AsyncClient` on asyncio or uvloop; arguments as `ResilientTransport`.
 
-    One transport belongs to one event loop, as the libraries' own do; several may share an engine.
+    The inner transport that is made where none is given is an `AiohttpTransport`: half the cost of the libraries' own.
+    It may be used from several event loops; with another inner transport, one transport belongs to one event loop.
     """
 
     def __init__(
         self,
         inner: httpx.AsyncBaseTransport | httpx2.AsyncBaseTransport | None = None,
         *,
+        proxy: str | None = None,
         policy: Policy | None = None,
         engine: Engine | None = None,
         listeners: Sequence[Listener] = (),
@@ -124,9 +136,8 @@ class AsyncResilientTransport(_Resilient, httpx.AsyncBaseTransport, httpx2.Async
             raise ConfigError(
                 "inner", inner, "a transport with handle_async_request, such as httpx.AsyncHTTPTransport()"
             )
-        self._inners = bridge.Inners(
-            inner, lambda library: library.AsyncHTTPTransport(limits=bridge.limits_of(library))
-        )
+        _check_proxy(inner, proxy)
+        self._inners = bridge.Inners(inner, lambda _: _asynchronous(proxy))
 
     async def handle_async_request(self, request: Any) -> Any:
         """Make the call. Raises what the inner transport would, or our exceptions in the same library's tree."""
@@ -152,3 +163,25 @@ class AsyncResilientTransport(_Resilient, httpx.AsyncBaseTransport, httpx2.Async
         """Close the inner transport."""
         for inner in self._inners.take():
             await inner.aclose()
+
+
+def _check_proxy(inner: object, proxy: str | None) -> None:
+    if inner is not None and proxy is not None:
+        raise ConfigError("proxy", proxy, "left out: the inner transport that is given brings its own")
+
+
+def _asynchronous(proxy: str | None) -> httpx2.AsyncBaseTransport:
+    if proxy is not None and not proxy.startswith(("http://", "https://")):  # SOCKS: only the libraries' own know it
+        return httpx2.AsyncHTTPTransport(limits=bridge.limits_of(httpx2), proxy=proxy)
+    from deepseek_resilient.aiohttp_transport import AiohttpTransport
+
+    return AiohttpTransport(max_connections=bridge.MAX_CONNECTIONS, proxy=proxy)
+
+
+def _close_all(dropped: deque[Reply]) -> None:
+    while True:
+        try:
+            reply = dropped.popleft()
+        except IndexError:
+            return
+        reply.native.response.close()  # type: ignore[attr-defined]

@@ -14,6 +14,8 @@ import re
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import jiter
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -80,7 +82,10 @@ def dialect_of(method: str, path: str) -> Dialect:
 
 
 def identify(method: str, path: str, body: bytes) -> CallInfo:
-    """What kind of call this is. A body that is not a JSON object is an inference call without model or stream."""
+    """What kind of call this is. A body that is not a JSON object is an inference call without model or stream.
+
+    The model's name goes into headers, log lines and names of targets: what cannot be printed becomes "?".
+    """
     dialect = dialect_of(method, path)
     if dialect is Dialect.OTHER:
         return _NO_INFERENCE
@@ -88,7 +93,7 @@ def identify(method: str, path: str, body: bytes) -> CallInfo:
     if not isinstance(fields, dict):
         return CallInfo(dialect, "", False)
     model = fields.get("model")
-    return CallInfo(dialect, model[:128] if isinstance(model, str) else "", fields.get("stream") is True)
+    return CallInfo(dialect, _printable(model[:128]) if isinstance(model, str) else "", fields.get("stream") is True)
 
 
 class Meaning(NamedTuple):
@@ -206,7 +211,7 @@ def answer_problem(dialect: Dialect, body: bytes) -> Meaning | None:
 
 def signs(dialect: Dialect, name: bytes, data: bytes) -> int:
     """What one event of a stream shows. Data that cannot be read shows nothing."""
-    if dialect is Dialect.CHAT or dialect is Dialect.FIM:
+    if dialect is _CHAT or dialect is _FIM:
         if data == b"[DONE]":
             return Sign.DONE
         return _completion_signs(_json(data))
@@ -217,20 +222,19 @@ def signs(dialect: Dialect, name: bytes, data: bytes) -> int:
     return _EVENT_SIGNS.get(kind, Sign.CONTENT if kind.endswith(".delta") else Sign.NOTHING)
 
 
-_DATA_ONLY = frozenset({Dialect.CHAT, Dialect.FIM})
+_CHAT, _FIM = Dialect.CHAT, Dialect.FIM
 
 
-def late_signs(dialect: Dialect, name: bytes, data: bytes) -> int:
-    """As `signs`, for a stream that has shown content: what cannot be its end is not parsed, and counts as content.
+def is_plain_content(data: bytes) -> bool:
+    """Whether an event of a chat or FIM stream that has begun can be nothing but more content, seen without parsing.
 
-    JSON escapes the quotes inside strings, so the bytes `"finish_reason":null` cannot come from the model's text.
+    JSON escapes the quotes inside strings, so the bytes `"finish_reason":null` cannot come from the model's text. A
+    second `finish_reason` may be that of another choice.
     """
-    if dialect in _DATA_ONLY and (
-        b'"finish_reason":null' in data
-        or (b"finish_reason" not in data and data != b"[DONE]" and not data.startswith(b'{"error"'))
-    ):
-        return Sign.CONTENT
-    return signs(dialect, name, data)
+    if b'"error"' in data or data == b"[DONE]":
+        return False
+    named = data.count(b"finish_reason")
+    return named == 0 or (named == 1 and b'"finish_reason":null' in data)
 
 
 _TERMINAL = Sign.FINISH | Sign.DONE
@@ -291,17 +295,22 @@ def text_of_events(dialect: Dialect, events: Iterable[bytes]) -> str:
                 if choice.get("index", 0) == 0:
                     delta = choice.get("delta")
                     parts.append(str((delta.get("content") if isinstance(delta, dict) else choice.get("text")) or ""))
-    return "".join(parts)
+    halves = "".join(parts)  # a stream may split a surrogate pair
+    return halves.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def error_body(message: str, kind: str) -> bytes:
     """An error in the server's own format."""
     error = {"message": message, "type": kind, "param": None, "code": kind}
-    return json.dumps({"error": error}, ensure_ascii=False).encode()
+    return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _finish_reasons(answer: dict[str, Any]) -> set[object]:
     return {str(choice.get("finish_reason")) for choice in _dicts(answer.get("choices"))}
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 def _dicts(items: object) -> list[dict[str, Any]]:
@@ -310,6 +319,9 @@ def _dicts(items: object) -> list[dict[str, Any]]:
 
 def _json(data: bytes) -> object:
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return None
+        return jiter.from_json(data)
+    except ValueError:  # half a surrogate pair, which a stream may split, is an error to jiter alone
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError):
+            return None

@@ -281,8 +281,8 @@ def test_a_callers_fault_never_opens_the_circuit() -> None:
 
 
 def test_an_outage_opens_the_circuit_and_its_end_closes_it() -> None:
-    """During the outage few attempts are made; callers are refused at once with 503 and Retry-After; then all is
-    well.""" callers = tuple(Caller(at=0.0213 * number) for number in range(300))
+    """During the outage few attempts are made; callers are refused at once with 503 and Retry-After."""
+    callers = tuple(Caller(at=0.0213 * number) for number in range(300))
     run = run_everywhere(Scenario(callers=callers, windows=(("outage_503", 1.0, 3.0),)))
     refused = [seen for seen in run.seen if seen.headers.get("x-resilient-refused-by") == "breaker"]
     assert len(refused) > 100

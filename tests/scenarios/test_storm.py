@@ -115,8 +115,8 @@ def test_no_call_outlives_its_deadline(storms: list[Storm]) -> None:
 
 
 def test_what_was_handed_over_is_what_the_server_sent(storms: list[Storm]) -> None:
-    """Never retracted, repeated or reordered: a prefix of the bytes of the last attempt, whole if the answer is
-    good.""" streamed = 0
+    """Never retracted, repeated or reordered: a prefix of the last attempt, whole if the answer is good."""
+    streamed = 0
     for storm in storms:
         for record in storm.calls:
             call = record.call

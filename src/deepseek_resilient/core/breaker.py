@@ -153,6 +153,7 @@ class Breaker:
         state = self._circuit.current_state
         if state != self._seen:
             self._enter(now, state)
+            _ = self._circuit.state  # asking pybreaker makes it tell its listeners
 
     def _change(self, now: float, state: str) -> None:
         self._enter(now, state)

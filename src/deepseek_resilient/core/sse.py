@@ -39,25 +39,26 @@ class EventStreamParser:
         self._skip_lf = False
         self._at_start = True
 
+    def single(self, chunk: bytes) -> bytes | None:
+        """The data of `chunk` if it is exactly one unnamed event of one line, as most are; None: `feed` it."""
+        if (
+            chunk.endswith(b"\n\n")
+            and chunk.startswith(b"data: ")
+            and chunk.find(b"\n") == len(chunk) - 2
+            and b"\r" not in chunk
+            and not (self._unfinished or self._data or self._name or self._skip_lf)
+        ):
+            self._at_start = False
+            self._size = 0
+            return chunk[6:-2]
+        return None
+
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """The events that `chunk` completes, in order.
 
         Raises:
             EventTooLongError: an unfinished event outgrew `MAX_EVENT_BYTES`.
         """
-        if (
-            chunk.endswith(b"\n\n")
-            and chunk.startswith(b"data: ")
-            and chunk.find(b"\n") == len(chunk) - 2
-            and not (self._unfinished or self._data or self._name or self._skip_lf)
-            and b"\r" not in chunk
-        ):
-            self._at_start = False
-            self._size = 0
-            return [ServerSentEvent(b"", chunk[6:-2])]
-        return self._feed(chunk)
-
-    def _feed(self, chunk: bytes) -> list[ServerSentEvent]:
         if self._skip_lf and chunk:
             self._skip_lf = False
             chunk = chunk.removeprefix(b"\n")

@@ -50,6 +50,11 @@ class Decoder:
         self.readable = encoding in ("identity", "gzip", "x-gzip", "deflate")
         self._inflate = None if encoding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)
 
+    @property
+    def transparent(self) -> bool:
+        """True when the bytes are readable as they are."""
+        return self._inflate is None and self.readable
+
     def feed(self, data: bytes) -> bytes:
         """The decoded bytes; what cannot be decoded makes the body unreadable from here on."""
         if self._inflate is None:
@@ -71,6 +76,7 @@ class StreamWatch:
         "_held",
         "_limit",
         "_parser",
+        "_plain",
         "_text",
         "begun",
         "complete",
@@ -83,6 +89,7 @@ class StreamWatch:
         self._decoder = decoder
         self._parser = EventStreamParser()
         self._limit = policy.partial_limit
+        self._plain = decoder.transparent and dialect in (wire.Dialect.CHAT, wire.Dialect.FIM)
         self._events: list[bytes] = []
         self._held = 0
         self._text = ""
@@ -103,11 +110,15 @@ class StreamWatch:
 
     def feed(self, chunk: bytes) -> int:
         """The signs in `chunk`. Raises EventTooLongError."""
-        signs_of = wire.late_signs if self.seen & Sign.CONTENT else wire.signs
+        if self._plain and self.seen & Sign.CONTENT:
+            data = self._parser.single(chunk)
+            if data is not None and wire.is_plain_content(data):
+                self._keep(data)
+                return Sign.CONTENT
         found: int = Sign.NOTHING
         for name, data in self._parser.feed(self._decoder.feed(chunk)):
             self.begun = True
-            signs = signs_of(self._dialect, name, data)
+            signs = wire.signs(self._dialect, name, data)
             found |= signs
             if signs & Sign.CONTENT:
                 self._keep(data)
@@ -165,9 +176,8 @@ async def relay(
         except EventTooLongError as error:
             await Discard(reply)
             return _end(attempt, watch, Failure(FailureKind.BROKEN, str(error)))
-        if found:
-            if attempt.verdict is None and watch.ended:
-                attempt.settle(_verdict_at_end(watch))
+        if found and attempt.verdict is None and watch.ended:
+            attempt.settle(_verdict_at_end(watch))
         emit.chunk = chunk
         await emit
         if silence is not None and found & _COMMITS:  # after the caller took it: a slow reader is no silent server

@@ -88,8 +88,9 @@ def of_reply(dialect: Dialect, reply: Reply, body: bytes | None, wall: float) ->
     """The verdict on a complete reply. `body` is decoded; None when it could not be, or need not be looked at."""
     meaning = wire.meaning_of_status(reply.status)
     if meaning.kind == "ok":
-        looked = body is not None and reply.status < 300  # a redirect has no answer to look at
-        problem = wire.answer_problem(dialect, body or b"") if looked else None
+        problem = None
+        if body is not None and reply.status < 300:  # a redirect carries no answer
+            problem = wire.answer_problem(dialect, body)
         if problem is None:
             return OK if reply.status == 200 else OK._replace(status=reply.status)
         meaning = problem

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deepseek_resilient.core.effects import Discard, Emit, Read, Respond, Send, Sleep, refuse_foreign
@@ -38,11 +39,15 @@ class AsyncSender(Protocol):
     async def close(self, reply: Reply) -> None:
         """Give up the rest of a reply. Safe to repeat."""
 
+    def abandon(self, reply: Reply, loop: asyncio.AbstractEventLoop) -> None:
+        """As `close`, for a reply that was dropped: called by the garbage collector, on any thread."""
+
 
 class AioCall:
     """One call on an event loop: `start`, then `chunks` if the response has no body, then `aclose`."""
 
     __slots__ = (
+        "__weakref__",
         "_clock",
         "_coroutine",
         "_fired",
@@ -129,8 +134,12 @@ class AioCall:
 
     def __del__(self) -> None:
         self._coroutine.close()
-        if self._timer is not None and not self._loop.is_closed():
-            self._timer.cancel()
+        if self._loop.is_closed():
+            return
+        if self._timer is not None:
+            self._loop.call_soon_threadsafe(self._timer.cancel)
+        if self._reply is not None:
+            self._sender.abandon(self._reply, self._loop)
 
     async def _answer(self, effect: object) -> tuple[Resume, object]:
         """How to go on: `send` with what the effect came to, or `throw` with what happened instead."""
@@ -177,18 +186,22 @@ class AioCall:
         if self._timer is None or self._timer.when() - self._loop.time() > until - self._clock():
             self._set_timer(until - self._clock())
         try:
-            return await work
+            answer = await work
         except asyncio.CancelledError:
             if self._fired and task.uncancel() <= before:
                 return _TIMED_OUT
             raise
         finally:
             self._task = None
+        if self._fired:  # it was cancelled and ended all the same
+            task.uncancel()
+        return answer
 
     def _set_timer(self, delay: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(max(delay, 0.0), self._ring)
+        # weakly, so that a response that was dropped is collected at once and not when its limit passes
+        self._timer = self._loop.call_later(max(delay, 0.0), _ring, weakref.ref(self))
 
     def _ring(self) -> None:
         self._timer = None
@@ -200,3 +213,9 @@ class AioCall:
         else:
             self._fired = True
             self._task.cancel()
+
+
+def _ring(reference: weakref.ref[AioCall]) -> None:
+    call = reference()
+    if call is not None:
+        call._ring()

@@ -1,7 +1,7 @@
 """Time as the simulator and the lab know it: a clock and timers, real or virtual.
 
-An asyncio event loop is a `Scheduler` as it stands; `VirtualScheduler` is one whose clock jumps from event to event, so
-a day of simulated load takes as long as its callbacks do.
+Everything that waits there asks a `Scheduler`. An asyncio event loop is one as it stands; `VirtualScheduler` is
+one whose clock jumps from event to event, so a day of simulated load takes as long as its callbacks do.
 """
 
 from __future__ import annotations
@@ -79,18 +79,11 @@ class VirtualScheduler:
 
     def call_later(self, delay: float, callback: Callable[[*Ts], object], /, *args: *Ts) -> VirtualTimer:
         """Call `callback(*args)` once, `delay` seconds from now."""
-        return self.call_at(self._now + delay, callback, *args)
+        return self._add(self._now + delay, callback, args)
 
     def call_at(self, when: float, callback: Callable[[*Ts], object], /, *args: *Ts) -> VirtualTimer:
         """Call `callback(*args)` once at the time `when`; a time that has passed means now. NaN is a `ValueError`."""
-        if not when >= self._now:
-            if math.isnan(when):
-                raise ValueError("an event cannot be due at NaN")
-            when = self._now
-        timer = VirtualTimer(when, callback, args, self)
-        self._sequence += 1
-        heappush(self._heap, (when, self._sequence, timer))
-        return timer
+        return self._add(when, callback, args)
 
     def step(self) -> bool:
         """Advance to the next event and run it. False when nothing is pending: then the clock has not moved."""
@@ -118,6 +111,16 @@ class VirtualScheduler:
             heappop(heap)
             self._cancelled -= 1
         return heap[0][0] if heap else None
+
+    def _add(self, when: float, callback: Callable[..., object], args: tuple[object, ...]) -> VirtualTimer:
+        if not when >= self._now:
+            if math.isnan(when):
+                raise ValueError("an event cannot be due at NaN")
+            when = self._now
+        timer = VirtualTimer(when, callback, args, self)
+        self._sequence += 1
+        heappush(self._heap, (when, self._sequence, timer))
+        return timer
 
     def _run(self, until: float, limit: int | None) -> int:
         heap = self._heap

@@ -36,6 +36,9 @@ class SyncSender(Protocol):
     def close(self, reply: Reply) -> None:
         """Give up the rest of a reply. Safe to repeat."""
 
+    def abandon(self, reply: Reply) -> None:
+        """As `close`, for a reply that was dropped: called by the garbage collector, so it must take no lock."""
+
 
 class ThreadCall:
     """One call on a thread: `start`, then `chunks` if the response has no body, then `close`. One thread at a time."""
@@ -108,6 +111,8 @@ class ThreadCall:
 
     def __del__(self) -> None:
         self._coroutine.close()
+        if self._reply is not None:
+            self._sender.abandon(self._reply)
 
     def _answer(self, effect: object) -> tuple[Resume, object]:
         """How to go on: `send` with what the effect came to, or `throw` with what happened instead."""

@@ -1,0 +1,78 @@
+"""Everything that must hold before a commit: format, lint, types, tests. What CI runs.
+
+    python3 check.py            # all of it, in an environment of its own (.venv-check)
+    python3 check.py --fast     # without the slow tests (end to end, command line, documents)
+    python3 check.py --only types
+
+Needs Python 3.11 or newer with pip; sets up the rest itself, and again whenever pyproject.toml changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+HOME = ROOT / ".venv-check"
+BIN = HOME / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = str(BIN / "python")
+SLOW = ("tests/e2e", "tests/cli", "tests/docs", "tests/lab")
+
+COVERED = ["--cov=deepseek_resilient.core", "--cov-branch", "--cov-report=term-missing:skip-covered", "--cov-fail-under=100"]
+STEPS: dict[str, list[list[str]]] = {
+    "format": [["-m", "ruff", "format", "--check", "."]],
+    "lint": [["-m", "ruff", "check", "--output-format=concise", "."]],
+    "types": [["-m", "mypy", "-p", "deepseek_resilient"], ["-m", "mypy", "tests/typing"]],
+    "tests": [["-m", "pytest", "-q", *COVERED]],
+}
+
+
+def set_up() -> None:
+    """Make the environment, unless the one that is there was made from this pyproject.toml."""
+    if sys.version_info < (3, 11):
+        raise SystemExit(f"check.py needs Python 3.11 or newer; this is {sys.version.split()[0]}")
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    stamp = HOME / "made-from"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    print(f"setting up {HOME.name} (once; a minute or two)", flush=True)
+    venv.create(HOME, with_pip=True, clear=True)
+    subprocess.run([PYTHON, "-m", "pip", "install", "-q", "-e", f"{ROOT}[dev]"], check=True)  # noqa: S603
+    stamp.write_text(wanted)
+
+
+def main() -> int:
+    """Run the steps; the exit status is that of the first that failed, after all have run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fast", action="store_true", help="leave out the slow tests, and the coverage they need")
+    parser.add_argument("--only", choices=STEPS, action="append", help="this step only (may be repeated)")
+    options = parser.parse_args()
+    set_up()
+    worst = 0
+    summary = []
+    for name in options.only or STEPS:
+        began = time.monotonic()
+        for command in STEPS[name]:
+            if options.fast and name == "tests":
+                command = [*command[:3], *(f"--ignore={folder}" for folder in SLOW)]
+            print(f"\n── {name}: {' '.join(command[1:])}", flush=True)
+            status = subprocess.run([PYTHON, *command], cwd=ROOT, check=False).returncode  # noqa: S603
+            worst = worst or status
+            summary.append(f"{name:<8}{'ok' if status == 0 else 'FAILED':<8}{time.monotonic() - began:6.1f} s")
+    print("\n" + "\n".join(summary))
+    return worst
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main())
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"setting up failed: {' '.join(map(str, error.cmd))}") from None

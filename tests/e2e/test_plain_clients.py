@@ -1,0 +1,474 @@
+"""The transports in plain clients of `httpx` and `httpx2`, sync and async, with whatever is inside them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import ssl
+import time
+from typing import TYPE_CHECKING, Any
+
+import anthropic
+import httpx
+import httpx2
+import openai
+import pytest
+
+from deepseek_resilient import (
+    AsyncDeepSeek,
+    AsyncResilientTransport,
+    DeadlineExceededError,
+    DeepSeek,
+    ResilientTransport,
+    aiohttp_transport,
+)
+from deepseek_resilient.lab import LabProcess
+
+from .faces import ANSWER, ASK, always, attempts, inner, policy
+from .servers import certificates, proxy, recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+HEADERS = {"authorization": "Bearer sk-test"}
+
+
+class Plain:
+    """A client of one library, sync or async, in the same words."""
+
+    def __init__(self, library: Any, is_async: bool) -> None:
+        self.library, self.is_async = library, is_async
+        self.runner = asyncio.Runner()
+        self.stack = contextlib.AsyncExitStack()
+        self.http: Any = None
+
+    def transport(self, given: Any = None, **options: Any) -> Any:
+        """Our transport around `given`, by default around its own."""
+        if self.is_async:
+            return AsyncResilientTransport(given or inner(), policy=policy(), **options)
+        return ResilientTransport(given, policy=policy(), **options)
+
+    def wire(self, library: Any = None, **options: Any) -> Any:
+        """A transport of the library itself."""
+        library = library or self.library
+        return (library.AsyncHTTPTransport if self.is_async else library.HTTPTransport)(**options)
+
+    def client(self, **options: Any) -> Any:
+        """A client around our transport."""
+        options.setdefault("transport", None)
+        options["transport"] = options["transport"] or self.transport()
+        kind = self.library.AsyncClient if self.is_async else self.library.Client
+        self.http = kind(**{"headers": HEADERS, "timeout": 5, **options})
+        self.stack.push_async_callback(self.close, self.http)
+        return self.http
+
+    async def close(self, client: Any) -> None:
+        closing = client.aclose() if self.is_async else client.close()
+        if closing is not None:
+            await closing
+
+    def do(self, work: Callable[[], Any]) -> Any:
+        """What `work` comes to."""
+
+        async def wait() -> Any:
+            return await work()
+
+        return self.runner.run(wait()) if self.is_async else work()
+
+    def request(self, method: str, url: str, **options: Any) -> Any:
+        """A response, read."""
+        return self.do(lambda: self.http.request(method, url, **options))
+
+    def stream(self, url: str, **options: Any) -> list[bytes]:
+        """The raw chunks of a streamed POST."""
+        if not self.is_async:
+            with self.http.stream("POST", url, **options) as response:
+                return list(response.iter_raw())
+
+        async def collect() -> list[bytes]:
+            async with self.http.stream("POST", url, **options) as response:
+                return [chunk async for chunk in response.aiter_raw()]
+
+        return self.runner.run(collect())
+
+
+@pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
+def library(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(params=["sync", "async"])
+def plain(request: pytest.FixtureRequest, library: Any) -> Iterator[Plain]:
+    made = Plain(library, request.param == "async")
+    yield made
+    made.runner.run(made.stack.aclose())
+    made.runner.close()
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    return certificates(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture(scope="module")
+def tls_lab(pki: tuple[Path, Path, Path]) -> Iterator[LabProcess]:
+    _, certificate, key = pki
+    with LabProcess(certfile=str(certificate), keyfile=str(key), service_time=0.001) as process:
+        yield process
+
+
+def test_plain_client(plain: Plain, lab: LabProcess) -> None:
+    """A plain client gets the repeats; what it gets back is of its own library."""
+    lab.script(next=["outage_503"])
+    plain.client()
+
+    response = plain.request("POST", f"{lab.base_url}/chat/completions", json=ASK)
+
+    assert isinstance(response, plain.library.Response)
+    assert response.json()["choices"][0]["message"]["content"] == ANSWER
+    assert response.headers["x-resilient-attempts"] == "2"
+    assert response.http_version == "HTTP/1.1"
+    assert b"[DONE]" in b"".join(plain.stream(f"{lab.base_url}/chat/completions", json={**ASK, "stream": True}))
+
+
+def test_inner_of_the_other_library(plain: Plain, lab: LabProcess) -> None:
+    """The inner transport may be of the other library: responses and exceptions stay those of the client's."""
+    other = httpx2 if plain.library is httpx else httpx
+    plain.client(transport=plain.transport(plain.wire(other)))
+    url = f"{lab.base_url}/chat/completions"
+
+    assert plain.request("POST", url, json=ASK).json()["choices"][0]["message"]["content"] == ANSWER
+    assert b"[DONE]" in b"".join(plain.stream(url, json={**ASK, "stream": True}))
+    assert plain.request("POST", f"{lab.base_url}/nowhere", content=iter_of(plain, [b"x"])).status_code == 404
+    with pytest.raises(plain.library.ConnectError):
+        plain.request("POST", "http://127.0.0.1:9/chat/completions", json=ASK)
+
+
+def iter_of(plain: Plain, parts: list[bytes]) -> Any:
+    """A body that can be read once."""
+
+    async def stream() -> Any:
+        for part in parts:
+            yield part
+
+    return stream() if plain.is_async else iter(parts)
+
+
+def test_sdk_around_a_plain_client(plain: Plain, lab: LabProcess) -> None:
+    """`OpenAI(http_client=...)` with our transport in it, whichever library the client is of."""
+    lab.script(next=["reset", "blank_200"])
+    kind: Any = openai.AsyncOpenAI if plain.is_async else openai.OpenAI
+    sdk = kind(api_key="k", base_url=lab.base_url, http_client=plain.client(), max_retries=0)
+
+    assert plain.do(lambda: sdk.chat.completions.create(**ASK)).choices[0].message.content == ANSWER
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_anthropic(plain: Plain, lab: LabProcess, stream: bool) -> None:
+    """`anthropic.Anthropic(http_client=...)` on DeepSeek's Anthropic address, whole and streamed."""
+    if plain.library is httpx:
+        pytest.skip("anthropic speaks httpx2")
+    lab.script(next=["outage_503"])
+    kind: Any = anthropic.AsyncAnthropic if plain.is_async else anthropic.Anthropic
+    sdk = kind(api_key="k", base_url=f"{lab.base_url}/anthropic", http_client=plain.client(), max_retries=0)
+    ask: dict[str, Any] = {"model": "deepseek-flash", "max_tokens": 100, "messages": ASK["messages"]}
+    if not stream:
+        answer = plain.do(lambda: sdk.messages.create(**ask))
+    elif not plain.is_async:
+        with sdk.messages.stream(**ask) as events:
+            answer = events.get_final_message()
+    else:
+
+        async def final() -> Any:
+            async with sdk.messages.stream(**ask) as events:
+                return await events.get_final_message()
+
+        answer = plain.do(final)
+
+    assert [block.text for block in answer.content if block.type == "text"] == [ANSWER]
+    assert attempts(lab) == 2
+
+
+def test_mounts(plain: Plain, lab: LabProcess) -> None:
+    """As a value of `mounts=` it serves the addresses of its pattern only."""
+    plain.client(transport=plain.wire(), mounts={"all://localhost": plain.transport()})
+    port = lab.base_url.rpartition(":")[2]
+
+    lab.script(next=["outage_503"])
+    assert plain.request("POST", f"http://localhost:{port}/chat/completions", json=ASK).status_code == 200
+    lab.script(next=["outage_503"])
+    assert plain.request("POST", f"{lab.base_url}/chat/completions", json=ASK).status_code == 503
+
+
+def test_http2_inner(plain: Plain, lab: LabProcess) -> None:
+    """An inner transport that may speak HTTP/2 works (here with a server that speaks 1.1)."""
+    plain.client(transport=plain.transport(plain.wire(http2=True)))
+
+    assert plain.request("POST", f"{lab.base_url}/chat/completions", json=ASK).status_code == 200
+
+
+def test_certificate(plain: Plain, tls_lab: LabProcess, pki: tuple[Path, Path, Path]) -> None:
+    """A CA of one's own belongs to the inner transport; without it the connection is refused, not retried for ever."""
+    url = f"{tls_lab.base_url}/chat/completions"
+    context = ssl.create_default_context(cafile=str(pki[0]))
+    plain.client(transport=plain.transport(plain.wire(verify=context)))
+    assert plain.request("POST", url, json=ASK).status_code == 200
+
+    plain.client()
+    with pytest.raises(plain.library.ConnectError, match="(?i)certificate"):
+        plain.request("POST", url, json=ASK)
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_certificate_from_the_environment(
+    is_async: bool, tls_lab: LabProcess, pki: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`SSL_CERT_FILE` is obeyed by the default inner transports."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(pki[0]))
+
+    assert ask_once(is_async, tls_lab.base_url) == ANSWER
+
+
+def ask_once(is_async: bool, base_url: str, **options: Any) -> str | None:
+    """The answer that a `DeepSeek` of its own gets."""
+    if not is_async:
+        with DeepSeek(api_key="k", base_url=base_url, policy=policy(), **options) as client:
+            return client.chat.completions.create(**ASK).choices[0].message.content  # type: ignore[no-any-return, call-overload]
+
+    async def ask() -> str | None:
+        if (candidate := inner()) is not None and not options:
+            options["transport"] = candidate
+        async with AsyncDeepSeek(api_key="k", base_url=base_url, policy=policy(), **options) as client:
+            answer: Any = await client.chat.completions.create(**ASK)  # type: ignore[call-overload]
+            return answer.choices[0].message.content  # type: ignore[no-any-return]
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_proxy_variables(is_async: bool, lab: LabProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HTTP_PROXY, ALL_PROXY and NO_PROXY mean to `DeepSeek` what they mean to the SDK's own client."""
+    with proxy() as (address, uses):
+        monkeypatch.setenv("HTTP_PROXY", address.replace("://", "://user:p%40ss@"))
+        assert ask_once(is_async, lab.base_url) == ANSWER
+        assert uses == [f"POST {lab.base_url}/chat/completions Basic dXNlcjpwQHNz"]
+
+        monkeypatch.setenv("NO_PROXY", "localhost, 127.0.0.1")
+        assert ask_once(is_async, lab.base_url) == ANSWER
+        assert len(uses) == 1
+
+        monkeypatch.delenv("HTTP_PROXY")
+        monkeypatch.delenv("NO_PROXY")
+        monkeypatch.setenv("ALL_PROXY", address)
+        assert ask_once(is_async, lab.base_url) == ANSWER
+        assert len(uses) == 2
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_proxy_for_tls(
+    is_async: bool, tls_lab: LabProcess, pki: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTPS_PROXY: a tunnel by CONNECT, and TLS inside it with the server's certificate checked."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(pki[0]))
+    with proxy() as (address, uses):
+        monkeypatch.setenv("HTTPS_PROXY", address.replace("://", "://user:pass@"))
+        assert ask_once(is_async, tls_lab.base_url) == ANSWER
+
+    assert uses == [f"CONNECT {tls_lab.base_url.removeprefix('https://')} Basic dXNlcjpwYXNz"]
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_dead_proxy(is_async: bool, lab: LabProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that is not there is an APIConnectionError, and nothing goes round it."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with pytest.raises(openai.APIConnectionError) as caught:
+        ask_once(is_async, lab.base_url)
+
+    assert not isinstance(caught.value, openai.APITimeoutError)
+    assert attempts(lab) == 0
+
+
+def test_timeout_of_a_request(plain: Plain, lab: LabProcess) -> None:
+    """The read timeout of one request is the deadline of the whole call."""
+    lab.script(windows=[always("keep_alive_forever;interval=0.02")])
+    plain.client()
+    began = time.monotonic()
+
+    with pytest.raises(plain.library.ReadTimeout) as caught:
+        plain.request("POST", f"{lab.base_url}/chat/completions", json=ASK, timeout=0.2)
+
+    assert isinstance(caught.value, DeadlineExceededError)
+    assert time.monotonic() - began < 0.6
+
+
+def test_timeout_of_another_request(plain: Plain) -> None:
+    """What is no inference call keeps its timeouts as its library means them."""
+    with recorder() as server:
+        server.answer = lambda _: (time.sleep(0.6), (200, {}, b""))[1]
+        plain.client()
+        with pytest.raises(plain.library.ReadTimeout):
+            plain.request("POST", f"{server.base_url}/files", content=b"x", timeout=0.2)
+        assert len(server.received) == 1
+
+
+def test_streamed_body_of_an_inference_call(plain: Plain, lab: LabProcess) -> None:
+    """A body that comes from a generator is read first, so that it can be understood and repeated."""
+    lab.script(next=["outage_503"])
+    plain.client()
+    body = b'{"model":"deepseek-flash","messages":[{"role":"user","content":"How are you?"}]}'
+
+    response = plain.request(
+        "POST", f"{lab.base_url}/chat/completions", content=iter_of(plain, [body[:20], body[20:]])
+    )
+
+    assert response.json()["choices"][0]["message"]["content"] == ANSWER
+    assert attempts(lab) == 2
+
+
+def test_streamed_body_of_another_call(plain: Plain) -> None:
+    """A body that is no inference is streamed through, and sent once even when it fails."""
+    with recorder() as server:
+        server.answer = lambda _: (503, {}, b"no")
+        plain.client()
+        response = plain.request("PUT", f"{server.base_url}/files/1", content=iter_of(plain, [b"ab", b"cd"]))
+
+    assert response.status_code == 503
+    assert [(came.body, came.headers.get("transfer-encoding")) for came in server.received] == [(b"abcd", "chunked")]
+
+
+def test_error_in_the_callers_body(plain: Plain) -> None:
+    """What the caller's own generator raises reaches the caller as it is."""
+
+    async def broken() -> Any:
+        yield b"ab"
+        raise KeyError("mine")
+
+    def broken_too() -> Any:
+        yield b"ab"
+        raise KeyError("mine")
+
+    with recorder() as server:
+        plain.client()
+        with pytest.raises(KeyError, match="mine"):
+            plain.request("POST", f"{server.base_url}/files", content=broken() if plain.is_async else broken_too())
+
+
+def test_upload(plain: Plain) -> None:
+    """A multipart upload arrives as it was made, larger ones too."""
+    data = bytes(range(256)) * 8192
+    with recorder() as server:
+        plain.client()
+        plain.request("POST", f"{server.base_url}/files", files={"file": ("a b.bin", data)}, data={"purpose": "batch"})
+        plain.request("POST", f"{server.base_url}/chat/completions", content=b" " * 3_000_000)
+
+    assert data in server.received[0].body
+    assert b'filename="a b.bin"' in server.received[0].body
+    assert server.received[0].headers["content-length"] == str(len(server.received[0].body))
+    assert len(server.received[1].body) == 3_000_000
+
+
+def test_other_requests_are_repeated_where_http_allows(plain: Plain) -> None:
+    """A GET that met a 503 is repeated, a POST that is no inference is not."""
+    with recorder() as server:
+        plain.client()
+        server.answer = lambda _: (503 if len(server.received) % 2 else 200, {}, b"")
+        assert plain.request("GET", f"{server.base_url}/models").status_code == 200
+        assert len(server.received) == 2
+        assert plain.request("POST", f"{server.base_url}/files", content=b"x").status_code == 503
+        assert len(server.received) == 3
+
+
+def test_answers_are_passed_on_byte_for_byte(plain: Plain) -> None:
+    """Compressed bodies, odd headers and odd URLs go through unchanged, both ways."""
+    packed = gzip.compress(b'{"choices":[{"finish_reason":"stop","message":{"content":"x"}}]}')
+    big = "v" * 20_000
+    with recorder() as server:
+        headers = {"content-encoding": "gzip", "X-Odd": "a b\xe9", "x-big": big, "set-cookie": "a=1"}
+        server.answer = lambda _: (200, headers, packed)
+        http = plain.client()
+        url = f"{server.base_url}/a%2Fb%7e/%C3%A4;c=~/chat/completions?q=a%20b&r=%2B+&s"
+        assert b"".join(plain.stream(url, content=b"{}")) == packed
+        response = plain.request("POST", url, content=b"{}", headers={"X-Mine": "1", "cookie": "mine=1"})
+
+    assert response.json()["choices"]
+    assert response.headers["x-big"] == big
+    assert (b"X-Odd", "a b\xe9".encode("latin-1")) in [(k, v) for k, v in response.headers.raw]
+    assert [came.path for came in server.received] == [url.removeprefix(server.base_url)] * 2
+    assert server.last.headers["cookie"].startswith("mine=1")
+    assert server.last.headers["content-length"] == "2"
+    assert "content-type" not in server.last.headers
+    assert http.cookies["a"] == "1"
+
+
+def test_no_cookies_of_its_own(plain: Plain) -> None:
+    """The transport keeps no cookies: one client's session is not another's."""
+    with recorder() as server:
+        server.answer = lambda _: (200, {"set-cookie": "session=secret"}, b"")
+        shared = plain.transport()
+        plain.client(transport=shared)
+        plain.request("GET", f"{server.base_url}/models")
+        plain.client(transport=shared)
+        plain.request("GET", f"{server.base_url}/models")
+
+    assert "cookie" not in server.last.headers
+
+
+def test_bodiless_answers(plain: Plain) -> None:
+    """HEAD and 204 end at once and leave the connection usable."""
+    with recorder() as server:
+        server.answer = lambda came: (204 if came.method == "DELETE" else 200, {"x-a": "1"}, b"12345")
+        plain.client()
+        head = plain.request("HEAD", f"{server.base_url}/files/1")
+        gone = plain.request("DELETE", f"{server.base_url}/files/1")
+
+    assert (head.status_code, head.headers["content-length"], head.content) == (200, "5", b"")
+    assert (gone.status_code, gone.content, gone.headers["x-a"]) == (204, b"", "1")
+
+
+def test_redirects_are_the_clients_business(plain: Plain, lab: LabProcess) -> None:
+    """A redirect is passed on; a client that follows it comes through us again."""
+    with recorder() as server:
+        server.answer = lambda _: (307, {"location": f"{lab.base_url}/chat/completions"}, b"")
+        plain.client()
+        assert plain.request("POST", f"{server.base_url}/chat/completions", json=ASK).status_code == 307
+        plain.client(follow_redirects=True)
+        response = plain.request("POST", f"{server.base_url}/chat/completions", json=ASK)
+
+    assert len(server.received) == 2
+    assert response.status_code in (200, 401)  # the library drops the key where the address is another's
+
+
+def test_connection_closed_while_idle(plain: Plain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that closes an idle connection costs no attempt, though nobody looked at the socket meanwhile."""
+    monkeypatch.setattr(aiohttp_transport, "_QUIET", 0.0)
+    with recorder() as server:
+        server.hangs_up = True
+        http = plain.client()
+        for _ in range(3):
+            assert plain.request("POST", f"{server.base_url}/chat/completions", json=ASK).status_code == 200
+            time.sleep(0.02)  # the server's goodbye is on its way; the event loop stands still
+
+    assert len(server.received) == 3
+    assert http._transport.engine.statistics().attempts == 3
+
+
+def test_connection_closed_under_a_request(plain: Plain) -> None:
+    """A server that closes as the request arrives costs one repeat."""
+    with recorder() as server:
+        server.hangs_up = True
+        http = plain.client()
+        for _ in range(20):
+            assert plain.request("POST", f"{server.base_url}/chat/completions", json=ASK).status_code == 200
+
+    assert len(server.received) == 20
+    assert http._transport.engine.statistics().budget.refused == 0
+
+
+def test_unusable_requests(plain: Plain) -> None:
+    """What cannot be sent at all is the caller's fault: the library's own exception, after one attempt."""
+    http = plain.client()
+    with pytest.raises(plain.library.UnsupportedProtocol):
+        plain.request("POST", "ftp://127.0.0.1/chat/completions", json=ASK)
+    assert http._transport.engine.statistics().verdicts == {"caller_fault": 1}

@@ -1,0 +1,1 @@
+"""Each module of `src/`, by itself: no network, no clock, no sleeping."""
