@@ -119,7 +119,7 @@ def _outage(fault: str, told: str) -> Callable[[Policy, int], Figures]:
 
 
 def faults(policy: Policy, seed: int, *, share: float = 0.02) -> Figures:
-    """A share of all requests is answered with 500; deadline 10 s."""
+    """2 % of all requests are answered with 500; deadline 10 s."""
     storm = _steady(policy, seed, [("status;status=500", 0.0, END, share)], timeout=10.0)
     refused = storm.engine.statistics().refused.get("breaker", 0) / len(storm.calls)
     return {"answered": _share(storm.calls), "attempts": _attempts(storm.calls), "p99": _took(storm.calls),
@@ -127,7 +127,7 @@ def faults(policy: Policy, seed: int, *, share: float = 0.02) -> Figures:
 
 
 def faults_30(policy: Policy, seed: int) -> Figures:
-    """As `faults`, with 30 %: bad, and still worth calling."""
+    """As before with 30 %: bad, and still worth calling."""
     return faults(policy, seed, share=0.3)
 
 
@@ -404,7 +404,12 @@ def studies() -> dict[str, Study]:
     stops = {
         str(n): replace(base, retry=RetryPolicy(stop=tenacity.stop_after_attempt(n))) for n in (1, 2, 3, 4, 5, 6, 10)
     }
+    no_breaker = replace(base, breaker=None)
     return {
+        "budget and breaker": Study("both", {
+            "both": base, "no budget": replace(base, budget=UNLIMITED), "no breaker": no_breaker,
+            "neither": replace(no_breaker, budget=UNLIMITED)}, [
+            *BOTH, ("brown-out", "goodput"), ("brown-out", "recovery"), ("overload", "attempts"), ("overload", "p99")]),
         "budget.ratio": Study("0.1", {**budgets, "unlimited": replace(base, budget=UNLIMITED)}, [
             ("2 % faults", "answered"), ("overload", "attempts"), ("overload", "goodput"), ("overload", "p99"),
             ("503", "attempts"), ("503", "recovery"), ("hang", "recovery"), ("brown-out", "recovery")]),
@@ -417,7 +422,7 @@ def studies() -> dict[str, Study]:
             label: replace(base, retry=RetryPolicy(wait=wait)) for label, wait in _waits().items()}, [
             ("spike", "answered"), ("spike", "attempts"), ("spike", "p99"), ("blip", "answered"),
             ("rare outages", "answered"), ("2 % faults", "p99")]),
-        "retry.stop (attempts)": Study("4", stops, [
+        "retry.stop (attempts)": Study("4", {**stops, "4": base}, [
             ("rare", "answered"), ("rare", "attempts"), ("rare", "p99"), ("rare outages", "answered"),
             ("503", "attempts"), ("503", "recovery")]),
         "gate.spread": _part("gate", "spread", [0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0], [
@@ -560,7 +565,7 @@ def main() -> None:
         parser.error("--seeds must be at least 1")
     runs.run()
     runs.print()
-    print(f"\n{len(runs.figures)} runs in {time.perf_counter() - began:.0f} s.")
+    print(f"{len(runs.figures)} runs in {time.perf_counter() - began:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 CONNECTIONS = 64
 PAUSE = 0.0004
 HEADERS = {"content-type": "application/json", "authorization": "Bearer sk-benchmark"}
-ANSWER = b'{"id":"1","object":"chat.completion","choices":[{"index":0,"finish_reason":"stop","message":{"content":"%s"}}]}'
+ANSWER = (
+    b'{"id":"1","object":"chat.completion","choices":[{"index":0,"finish_reason":"stop","message":{"content":"%s"}}]}'
+)
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\n%s\r\n\r\n"
 EVENT = b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"word"},"finish_reason":null}]}\n\n'
 END = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'

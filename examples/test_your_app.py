@@ -3,6 +3,8 @@
 Run with `pytest examples/test_your_app.py`.
 """
 
+# ruff: noqa: S101 -- asserts are what tests are made of
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -43,13 +45,12 @@ def client(lab: LabProcess) -> Iterator[DeepSeek]:
 def test_one_bad_answer_is_survived(lab: LabProcess, client: DeepSeek, fault: str) -> None:
     """Whatever one request meets, the user gets a summary."""
     lab.script(next=[fault])
-    assert "Simulated answer to: Summarise: rain" == summary(client, "rain")
-    assert 2 == lab.statistics()["attempts"]
+    assert summary(client, "rain") == "Simulated answer to: Summarise: rain"
+    assert lab.statistics()["attempts"] == 2
 
 
 def test_a_long_outage_is_told(lab: LabProcess, client: DeepSeek) -> None:
     """When the server is down for good your code sees the server's own error, and must say so to its user."""
-    lab.script(windows=["outage_503"])
+    lab.script(windows=[{"kind": "outage_503"}])
     with pytest.raises(Exception, match="Service is too busy"):
         summary(client, "rain")
-

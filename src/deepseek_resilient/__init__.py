@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         RejectedError,
         ResilienceError,
         StreamInterruptedError,
+        partial_of,
     )
     from deepseek_resilient.transport import AsyncResilientTransport, ResilientTransport
 
@@ -52,6 +53,7 @@ _HOMES = {
         "RejectedError",
         "ResilienceError",
         "StreamInterruptedError",
+        "partial_of",
     ),
     "transport": ("AsyncResilientTransport", "ResilientTransport"),
 }
@@ -77,6 +79,7 @@ __all__ = [
     "RetryPolicy",
     "StreamInterruptedError",
     "StreamPolicy",
+    "partial_of",
     "wait_full_jitter",
 ]
 

@@ -12,6 +12,7 @@ repeated once by aiohttp itself.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import io
 import os
@@ -74,6 +75,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         self._keepalive = keepalive
         self._context: ssl.SSLContext | None = None
         self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
+        self._bodies: set[_Body] = set()
         self._pid = os.getpid()
         self._used = 0.0
 
@@ -106,36 +108,35 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         extensions = {"http_version": b"HTTP/1.0" if response.version == (1, 0) else b"HTTP/1.1"}
         if response.reason:
             extensions["reason_phrase"] = response.reason.encode("latin-1", "replace")
-        return httpx2.Response(
-            response.status, headers=list(response.raw_headers), stream=_Body(response, request), extensions=extensions
-        )
+        body = _Body(response, request, self._bodies)
+        return httpx2.Response(response.status, headers=list(response.raw_headers), stream=body, extensions=extensions)
 
     async def aclose(self) -> None:
         """Close the connections of the running loop, and forget those of loops that are gone."""
-        session = self._sessions.pop(asyncio.get_running_loop(), None)
+        loop = asyncio.get_running_loop()
+        session = self._sessions.pop(loop, None)
         self._forget_dead()
+        for body in [body for body in self._bodies if body.loop is loop]:
+            await body.aclose()
         if session is not None:
+            _connectors.discard(session.connector)
             await session.close()
 
     def __del__(self) -> None:
-        sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = getattr(self, "_sessions", {})
-        for loop, session in sessions.items():
-            connector = session.connector
-            session.detach()
-            # after a fork the sockets are the parent's
-            if connector is not None and not loop.is_closed() and os.getpid() == self._pid:
-                with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(_close_later, connector)
+        for loop, session in getattr(self, "_sessions", {}).items():
+            _retire(loop, session, self._pid)
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> aiohttp.ClientSession:
         self._forget_dead()
         if self._context is None:
             given = self._verify
             self._context = httpx2.create_ssl_context(verify=given) if isinstance(given, bool) else given
+        connector = aiohttp.TCPConnector(
+            limit=self._max_connections, keepalive_timeout=self._keepalive, ssl=self._context
+        )
+        _connectors.add(connector)
         session = self._sessions[loop] = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=self._max_connections, keepalive_timeout=self._keepalive, ssl=self._context
-            ),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(),
             auto_decompress=False,
@@ -149,15 +150,18 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
 
     def _forget_dead(self) -> None:
         for loop in [loop for loop in self._sessions if loop.is_closed()]:
-            self._sessions.pop(loop).detach()
+            _retire(loop, self._sessions.pop(loop), self._pid)
 
 
 class _Body(httpx2.AsyncByteStream):
     """The body as it comes: an iterator, because a generator costs more per chunk."""
 
-    def __init__(self, response: aiohttp.ClientResponse, request: httpx2.Request) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, request: httpx2.Request, unclosed: set[_Body]) -> None:
+        self.loop = asyncio.get_running_loop()
         self._response = response
         self._request = request
+        self._unclosed = unclosed
+        unclosed.add(self)
 
     def __aiter__(self) -> _Body:
         return self
@@ -177,6 +181,7 @@ class _Body(httpx2.AsyncByteStream):
         return chunk
 
     async def aclose(self) -> None:
+        self._unclosed.discard(self)
         if self._response.content.at_eof():
             self._response.release()
         else:
@@ -218,8 +223,25 @@ def _translated(error: Exception, request: httpx2.Request) -> Exception:
     return error
 
 
-def _close_later(connector: aiohttp.BaseConnector) -> None:
+_connectors: set[aiohttp.BaseConnector | None] = set()
+"""Those not closed yet: held here, so that none is collected, and complains, before its transport."""
+_closing: set[asyncio.Task[None]] = set()
+
+
+def _retire(loop: asyncio.AbstractEventLoop, session: aiohttp.ClientSession, pid: int) -> None:
+    """Close a session that was dropped: on any thread, whatever became of its loop."""
+    connector = session.connector
+    session.detach()
+    if connector is not None and not loop.is_closed() and os.getpid() == pid:  # after a fork it is the parent's
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_close_soon, connector)
+            return
+    _silence(connector)
+
+
+def _close_soon(connector: aiohttp.BaseConnector) -> None:
     async def close() -> None:
+        _connectors.discard(connector)
         await connector.close()
 
     task = asyncio.get_running_loop().create_task(close())
@@ -227,4 +249,14 @@ def _close_later(connector: aiohttp.BaseConnector) -> None:
     task.add_done_callback(_closing.discard)
 
 
-_closing: set[asyncio.Task[None]] = set()
+def _silence(connector: aiohttp.BaseConnector | None) -> None:
+    """Nothing can be closed any more, and nobody is to be told so."""
+    if connector is not None:
+        connector._closed = True
+    _connectors.discard(connector)
+
+
+@atexit.register
+def _at_exit() -> None:
+    for connector in list(_connectors):
+        _silence(connector)

@@ -53,7 +53,7 @@ class wait_full_jitter(tenacity.wait_random_exponential):  # noqa: N801 -- tenac
             raise ValueError(
                 f"wait_full_jitter needs 0 < initial <= maximum and base >= 1, not {initial}, {maximum}, {base}"
             )
-        super().__init__(multiplier=initial, max=maximum, exp_base=base)
+        super().__init__(multiplier=float(initial), max=float(maximum), exp_base=float(base))
 
     def __call__(self, retry_state: tenacity.RetryCallState) -> float:
         if not isinstance(retry_state, AttemptState):

@@ -29,7 +29,9 @@ Library = Any
 
 MAX_RETRIES_HEADER = "x-resilient-max-retries"
 MAX_CONNECTIONS = 1000
-_OWN_HEADERS = {"http_version": b"HTTP/1.1"}
+
+_MAX_RETRIES = MAX_RETRIES_HEADER.encode()
+_LOOKED_AT = frozenset((b"authorization", b"x-api-key", b"accept-encoding", _MAX_RETRIES))
 
 
 def library_of(thing: Any) -> Library:
@@ -109,17 +111,19 @@ def prepare(library: Library, request: Any) -> tuple[Request, dict[str, Any]]:
         body = request.content
     except library.RequestNotRead:
         body, replayable = b"", False
-    account = headers.get("authorization") or headers.get("x-api-key")
+    # one pass over the raw pairs: each look-up by name would normalise them all
+    found = {name: value for raw, value in headers.raw if (name := raw.lower()) in _LOOKED_AT}
+    account = found.get(b"authorization") or found.get(b"x-api-key")
     limits = request.extensions.get("timeout") or {}
     timeouts = {"timeout": limits.get("read"), "connect_timeout": limits.get("connect")}
-    wished = headers.get(MAX_RETRIES_HEADER)
+    wished = found.get(_MAX_RETRIES)
     if wished is not None:
-        if not wished.isdecimal():
-            raise ConfigError(MAX_RETRIES_HEADER, wished, "a whole number of at least 0")
+        if not wished.isdigit():
+            raise ConfigError(MAX_RETRIES_HEADER, wished.decode("latin-1"), "a whole number of at least 0")
         timeouts["max_retries"] = int(wished)
         del headers[MAX_RETRIES_HEADER]
-    encodings = headers.get("accept-encoding")
-    if encodings is not None and ("br" in encodings or "zstd" in encodings):
+    encodings = found.get(b"accept-encoding", b"")
+    if b"br" in encodings or b"zstd" in encodings:
         headers["accept-encoding"] = "gzip, deflate"
     core_request = Request(
         method=request.method,
@@ -135,15 +139,11 @@ def prepare(library: Library, request: Any) -> tuple[Request, dict[str, Any]]:
 
 def respond(library: Library, response: Response, stream: Callable[[], Any]) -> Any:
     """The native response; `stream` makes the body's stream when it is not complete yet."""
-    headers = response.headers
-    if response.body is not None and not any(key.lower() == b"content-length" for key, _ in headers):
-        headers = [pair for pair in headers if pair[0].lower() != b"transfer-encoding"]
-        headers.append((b"content-length", str(len(response.body)).encode()))
     return library.Response(
         status_code=response.status,
-        headers=headers,
+        headers=response.headers,
         stream=stream() if response.body is None else library.ByteStream(response.body),
-        extensions={**_OWN_HEADERS, **response.extensions},
+        extensions=response.extensions,
     )
 
 

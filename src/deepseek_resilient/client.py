@@ -200,6 +200,8 @@ def _beta(base_url: httpx2.URL) -> str:
 
 def _timeout(given: Any, policy: Policy) -> Any:
     if not isinstance(given, openai.NotGiven):
+        if isinstance(given, (int, float)) and not given > 0:
+            raise ConfigError("timeout", given, "seconds above 0, an httpx2.Timeout, or None for no limit")
         return given
     return httpx2.Timeout(policy.deadline, connect=policy.connect_timeout)
 

@@ -26,7 +26,7 @@ WaitStrategy = Callable[[tenacity.RetryCallState], float]
 
 ENV_PREFIX = "DEEPSEEK_RESILIENT_"
 
-_FOUR_ATTEMPTS = tenacity.stop_after_attempt(4)
+_SIX_ATTEMPTS = tenacity.stop_after_attempt(6)
 _JITTER = wait_full_jitter(initial=0.5, maximum=8.0)
 _TEN_ATTEMPTS = tenacity.stop_after_attempt(10)
 _HUGE = sys.float_info.max
@@ -68,7 +68,7 @@ class RetryPolicy:
             the server's own error; the gate of the target stays closed for this long.
     """
 
-    stop: StopStrategy = _FOUR_ATTEMPTS
+    stop: StopStrategy = _SIX_ATTEMPTS
     wait: WaitStrategy = _JITTER
     max_retry_after: float = 120.0
 
@@ -110,7 +110,7 @@ class GatePolicy:
         rest: how long a target rests after a 402 (balance exhausted), seconds, >= 0.
     """
 
-    spread: float = 0.1
+    spread: float = 0.5
     min_spread: float = 0.1
     rest: float = 120.0
 
@@ -299,9 +299,9 @@ def _set_from_env(policy: Policy, variable: str, text: str) -> Policy:
     key = name if part is None else part_field
     types = {f.name: str(f.type) for f in fields(owner) if f.name not in ("stop", "wait", *(p[0] for p in _PARTS))}
     if part_name == "breaker" and part is None:
-        raise ConfigError(variable, text, "removed: the breaker is off")
+        raise ConfigError(variable, text, "left unset while the breaker is off")
     if key not in types:
-        raise ConfigError(variable, text, f"removed or corrected: no such setting (known: {', '.join(_known())})")
+        raise ConfigError(variable, text, f"one of the known names ({', '.join(_known())})")
     try:
         changed = replace(owner, **{key: _parse(types[key], text)})
     except ConfigError as error:

@@ -46,9 +46,14 @@ def _seconds(value: float | None) -> str:
 def _strategy(strategy: object) -> str:
     """A strategy as one would write it; tenacity's own have no readable repr."""
     name = getattr(strategy, "__name__", type(strategy).__name__)
-    if type(strategy).__repr__ is not object.__repr__ and not callable(getattr(strategy, "__code__", None)):
+    if hasattr(strategy, "__code__"):
+        return str(name)
+    if type(strategy).__repr__ is not object.__repr__:
         return repr(strategy)
-    numbers = [f"{key}={value:g}" for key, value in vars(strategy).items() if isinstance(value, (int, float))]
+    fields = getattr(strategy, "__dict__", {})
+    numbers = [f"{key}={value:g}" for key, value in fields.items() if isinstance(value, (int, float))]
+    if len(numbers) == 1:
+        numbers = [numbers[0].partition("=")[2]]
     parts = getattr(strategy, "stops", None) or getattr(strategy, "wait_funcs", None) or ()
     inner = [_strategy(part) for part in parts]
     return f"{name}({', '.join([*inner, *numbers])})"

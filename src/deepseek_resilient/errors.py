@@ -57,6 +57,15 @@ class RejectedError(ResilienceError):
         if http_status is not None:
             self.http_status = http_status
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _unpickle, (type(self), str(self), self.step, self.retry_after, vars(self).get("http_status"))
+
+
+def _unpickle(
+    kind: type[RejectedError], message: str, step: str, retry_after: float | None, http_status: int | None
+) -> RejectedError:
+    return kind(message, step=step, retry_after=retry_after, http_status=http_status)
+
 
 class CircuitOpenError(RejectedError):
     """The circuit of the target is open: it failed too often a moment ago."""
@@ -91,3 +100,15 @@ class StreamInterruptedError(ResilienceError):
     def __init__(self, message: str, *, partial: str = "") -> None:
         super().__init__(message)
         self.partial = partial
+
+
+def partial_of(error: BaseException | None) -> str:
+    """The text that had come before a stream was interrupted: of `error`, or of what caused it; "" if none had.
+
+    For `except openai.APIConnectionError as error`, where ours is the cause: `partial_of(error)`.
+    """
+    while error is not None:
+        if isinstance(error, StreamInterruptedError):
+            return error.partial
+        error = error.__cause__
+    return ""

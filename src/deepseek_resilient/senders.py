@@ -80,7 +80,7 @@ class HttpSender:
                 if chunk:
                     return chunk
         except StopIteration:
-            opened.response.close()
+            opened.response.stream.close()
             return b""
         except Exception as error:
             opened.response.close()
@@ -127,7 +127,7 @@ class AsyncHttpSender:
                 if chunk:
                     return chunk
         except StopAsyncIteration:
-            await opened.response.aclose()
+            await opened.response.stream.aclose()
             return b""
         except Exception as error:
             await opened.response.aclose()

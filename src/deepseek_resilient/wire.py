@@ -26,6 +26,8 @@ TRACE_HEADER = b"x-ds-trace-id"
 OVERLOAD_FINISH = "insufficient_system_resource"
 LONGEST_RETRY_AFTER = 86_400.0
 
+_OVERLOAD_MARK = OVERLOAD_FINISH.encode()
+
 
 class Dialect(StrEnum):
     """What kind of call a request is."""
@@ -200,7 +202,7 @@ def answer_problem(dialect: Dialect, body: bytes) -> Meaning | None:
         if body.lstrip()[:1] in (b"{", b"["):
             return Meaning("truncated", "cut_body", True)
         return Meaning("fault", "not_json", True)
-    if OVERLOAD_FINISH.encode() in body and OVERLOAD_FINISH in _finish_reasons(answer):
+    if _OVERLOAD_MARK in body and OVERLOAD_FINISH in _finish_reasons(answer):
         return Meaning("overloaded", OVERLOAD_FINISH, True)
     error = answer.get("error")
     if error and dialect is not Dialect.RESPONSES:

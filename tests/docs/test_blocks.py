@@ -43,7 +43,7 @@ def test_an_example_runs(example: Path, request: pytest.FixtureRequest) -> None:
     if example.name == "quickstart.py":
         request.getfixturevalue("lab")
     how = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if example.name.startswith("test_") else []
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 -- our own examples
         [sys.executable, "-W", "error", *how, str(example)], cwd=ROOT, capture_output=True, text=True, timeout=50
     )
     assert 0 == done.returncode, done.stdout + done.stderr

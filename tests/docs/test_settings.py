@@ -11,12 +11,18 @@ import tenacity
 
 from deepseek_resilient import ConfigError, Policy, ResilienceError, config, errors, events, wait_full_jitter
 from deepseek_resilient.description import describe
-from deepseek_resilient.lab.faults import Fault, KINDS
+from deepseek_resilient.lab.faults import KINDS, Fault
 
 from .pages import blocks, code, links, prose, read, rows
 
 REFERENCE = read("docs/reference.md")
-PARTS = {"retry": "RetryPolicy", "budget": "BudgetPolicy", "gate": "GatePolicy", "breaker": "BreakerPolicy", "stream": "StreamPolicy"}
+PARTS = {
+    "retry": "RetryPolicy",
+    "budget": "BudgetPolicy",
+    "gate": "GatePolicy",
+    "breaker": "BreakerPolicy",
+    "stream": "StreamPolicy",
+}
 SETTINGS = {code(row[0]): row for row in rows(REFERENCE, "## Settings") if code(row[0])}
 PRESETS = {"default": Policy(), "interactive": Policy.interactive(), "agent": Policy.agent(), "batch": Policy.batch()}
 
@@ -88,8 +94,10 @@ def test_a_default_can_be_given_by_its_variable(name: str) -> None:
 
 def test_the_presets_are_told_as_they_are() -> None:
     """Each setting in which a preset differs has a row, with each preset's value."""
-    table = {code(row[0]): row[1:] for row in rows(REFERENCE, "### Presets") if code(row[0])}
-    differing = [n for n in FIELDS if any(not same(value_of(PRESETS["default"], n), value_of(p, n)) for p in PRESETS.values())]
+    table = {code(row[0]): row[1:] for row in rows(REFERENCE, "## Presets") if code(row[0])}
+    differing = [
+        n for n in FIELDS if any(not same(value_of(PRESETS["default"], n), value_of(p, n)) for p in PRESETS.values())
+    ]
     assert sorted(n for n in differing if n != "breaker") == sorted(table)
     for name, cells in table.items():
         for policy, cell in zip(PRESETS.values(), cells, strict=True):
@@ -104,7 +112,11 @@ def test_describe_prints_what_the_reference_shows() -> None:
 def test_every_event_is_told_with_its_fields() -> None:
     """The list of events is complete."""
     table = {code(row[0]): row[1] for row in rows(REFERENCE, "## Events") if code(row[0])}
-    kinds = [k for _, k in inspect.getmembers(events, inspect.isclass) if issubclass(k, events.Event) and k is not events.Event]
+    kinds = [
+        k
+        for _, k in inspect.getmembers(events, inspect.isclass)
+        if issubclass(k, events.Event) and k is not events.Event
+    ]
     assert sorted(kind.__name__ for kind in kinds) == sorted(table)
     for kind in kinds:
         assert [f"`{f.name}`" for f in fields(kind) if f.name != "at"] == table[kind.__name__].split(", ")

@@ -1,7 +1,6 @@
 """`DeepSeek` and `AsyncDeepSeek` behind one face, so that each test is written once and run on both.
 
-The asynchronous face keeps an event loop and runs each request on it to its end. Its inner transport is the default
-one, or the candidate that `E2E_INNER` names (httpx2, httpx-aiohttp): the suite is the test that a default has to pass.
+The asynchronous face keeps an event loop and runs each request on it to its end.
 """
 
 from __future__ import annotations
@@ -10,11 +9,9 @@ import asyncio
 import contextlib
 import gc
 import inspect
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
-import httpx2
 import tenacity
 
 from deepseek_resilient import AsyncDeepSeek, BreakerPolicy, DeepSeek, GatePolicy, Policy, RetryPolicy, StreamPolicy
@@ -37,22 +34,6 @@ def policy(**changes: Any) -> Policy:
         "breaker": BreakerPolicy(minimum_throughput=1000),
     }
     return Policy(**given | changes)
-
-
-def inner() -> httpx2.AsyncBaseTransport | None:
-    """The inner transport under test on the asynchronous side; None is the default."""
-    name = os.environ.get("E2E_INNER", "")
-    if name == "httpx2":
-        return httpx2.AsyncHTTPTransport(limits=httpx2.Limits(max_connections=1000))
-    if name == "httpx-aiohttp":
-        from httpx_aiohttp.httpx2 import AiohttpTransport
-
-        return AiohttpTransport(limits=httpx2.Limits(max_connections=1000))
-    if name == "pyreqwest":
-        from pyreqwest.compatibility.httpx import HttpxTransport
-
-        return HttpxTransport()  # type: ignore[return-value]
-    return None
 
 
 def always(fault: str) -> dict[str, Any]:
@@ -172,11 +153,6 @@ class AsyncFace(Face):
     def __init__(self, base_url: str) -> None:
         super().__init__(base_url)
         self.runner = asyncio.Runner()
-
-    def new(self, **options: Any) -> Any:
-        if "transport" not in options and (candidate := inner()) is not None:
-            options["transport"] = candidate
-        return super().new(**options)
 
     def get(self, result: Any) -> Any:
         async def wait() -> Any:

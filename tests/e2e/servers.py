@@ -57,6 +57,9 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
 
+    def handle_error(self, *_: object) -> None:
+        """Clients that go away in the middle are what these tests are about."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -131,7 +134,7 @@ def proxy() -> Iterator[tuple[str, list[str]]]:
     uses: list[str] = []
 
     class Handler(_Handler):
-        def do_CONNECT(self) -> None:  # noqa: N802 -- http.server finds it by its name
+        def do_CONNECT(self) -> None:
             uses.append(f"CONNECT {self.path} {self.headers.get('proxy-authorization', '-')}")
             host, _, port = self.path.rpartition(":")
             with socket.create_connection((host, int(port))) as upstream:
@@ -140,7 +143,7 @@ def proxy() -> Iterator[tuple[str, list[str]]]:
                 _relay(self.connection, upstream)
             self.close_connection = True
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             uses.append(f"{self.command} {self.path} {self.headers.get('proxy-authorization', '-')}")
             to = urlsplit(self.path)
             connection = http.client.HTTPConnection(to.hostname or "", to.port)
@@ -148,7 +151,9 @@ def proxy() -> Iterator[tuple[str, list[str]]]:
                 headers = {k: v for k, v in self.headers.items() if not k.lower().startswith("proxy-")}
                 connection.request(self.command, to.path, self.body(), headers)
                 answer = connection.getresponse()
-                kept = {k: v for k, v in answer.getheaders() if k.lower() not in ("transfer-encoding", "content-length")}
+                kept = {
+                    k: v for k, v in answer.getheaders() if k.lower() not in ("transfer-encoding", "content-length")
+                }
                 self.reply(answer.status, kept, answer.read())
 
         do_GET = do_POST  # noqa: N815
@@ -187,7 +192,19 @@ def certificates(folder: Path) -> tuple[Path, Path, Path]:
 
     curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     openssl(
-        *("req", "-x509", *curve, "-keyout", folder / "ca-key.pem", "-out", authority, "-days", 2, "-subj", "/CN=Test CA"),
+        *(
+            "req",
+            "-x509",
+            *curve,
+            "-keyout",
+            folder / "ca-key.pem",
+            "-out",
+            authority,
+            "-days",
+            2,
+            "-subj",
+            "/CN=Test CA",
+        ),
         *("-addext", "keyUsage=critical,keyCertSign,cRLSign"),
     )
     openssl("req", *curve, "-keyout", key, "-out", request, "-subj", "/CN=127.0.0.1")

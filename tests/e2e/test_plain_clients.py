@@ -1,122 +1,26 @@
-"""The transports in plain clients of `httpx` and `httpx2`, sync and async, with whatever is inside them."""
+"""The transports in plain clients of `httpx` and `httpx2`, sync and async."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import gzip
-import ssl
 import time
 from typing import TYPE_CHECKING, Any
 
 import anthropic
 import httpx
-import httpx2
 import openai
 import pytest
 
-from deepseek_resilient import (
-    AsyncDeepSeek,
-    AsyncResilientTransport,
-    DeadlineExceededError,
-    DeepSeek,
-    ResilientTransport,
-    aiohttp_transport,
-)
-from deepseek_resilient.lab import LabProcess
+from deepseek_resilient import DeadlineExceededError
 
-from .faces import ANSWER, ASK, always, attempts, inner, policy
-from .servers import certificates, proxy, recorder
+from .faces import ANSWER, ASK, always, attempts
+from .plain import iter_of
+from .servers import recorder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from deepseek_resilient.lab import LabProcess
 
-HEADERS = {"authorization": "Bearer sk-test"}
-
-
-class Plain:
-    """A client of one library, sync or async, in the same words."""
-
-    def __init__(self, library: Any, is_async: bool) -> None:
-        self.library, self.is_async = library, is_async
-        self.runner = asyncio.Runner()
-        self.stack = contextlib.AsyncExitStack()
-        self.http: Any = None
-
-    def transport(self, given: Any = None, **options: Any) -> Any:
-        """Our transport around `given`, by default around its own."""
-        if self.is_async:
-            return AsyncResilientTransport(given or inner(), policy=policy(), **options)
-        return ResilientTransport(given, policy=policy(), **options)
-
-    def wire(self, library: Any = None, **options: Any) -> Any:
-        """A transport of the library itself."""
-        library = library or self.library
-        return (library.AsyncHTTPTransport if self.is_async else library.HTTPTransport)(**options)
-
-    def client(self, **options: Any) -> Any:
-        """A client around our transport."""
-        options.setdefault("transport", None)
-        options["transport"] = options["transport"] or self.transport()
-        kind = self.library.AsyncClient if self.is_async else self.library.Client
-        self.http = kind(**{"headers": HEADERS, "timeout": 5, **options})
-        self.stack.push_async_callback(self.close, self.http)
-        return self.http
-
-    async def close(self, client: Any) -> None:
-        closing = client.aclose() if self.is_async else client.close()
-        if closing is not None:
-            await closing
-
-    def do(self, work: Callable[[], Any]) -> Any:
-        """What `work` comes to."""
-
-        async def wait() -> Any:
-            return await work()
-
-        return self.runner.run(wait()) if self.is_async else work()
-
-    def request(self, method: str, url: str, **options: Any) -> Any:
-        """A response, read."""
-        return self.do(lambda: self.http.request(method, url, **options))
-
-    def stream(self, url: str, **options: Any) -> list[bytes]:
-        """The raw chunks of a streamed POST."""
-        if not self.is_async:
-            with self.http.stream("POST", url, **options) as response:
-                return list(response.iter_raw())
-
-        async def collect() -> list[bytes]:
-            async with self.http.stream("POST", url, **options) as response:
-                return [chunk async for chunk in response.aiter_raw()]
-
-        return self.runner.run(collect())
-
-
-@pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
-def library(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
-@pytest.fixture(params=["sync", "async"])
-def plain(request: pytest.FixtureRequest, library: Any) -> Iterator[Plain]:
-    made = Plain(library, request.param == "async")
-    yield made
-    made.runner.run(made.stack.aclose())
-    made.runner.close()
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    return certificates(tmp_path_factory.mktemp("pki"))
-
-
-@pytest.fixture(scope="module")
-def tls_lab(pki: tuple[Path, Path, Path]) -> Iterator[LabProcess]:
-    _, certificate, key = pki
-    with LabProcess(certfile=str(certificate), keyfile=str(key), service_time=0.001) as process:
-        yield process
+    from .plain import Plain
 
 
 def test_plain_client(plain: Plain, lab: LabProcess) -> None:
@@ -131,29 +35,6 @@ def test_plain_client(plain: Plain, lab: LabProcess) -> None:
     assert response.headers["x-resilient-attempts"] == "2"
     assert response.http_version == "HTTP/1.1"
     assert b"[DONE]" in b"".join(plain.stream(f"{lab.base_url}/chat/completions", json={**ASK, "stream": True}))
-
-
-def test_inner_of_the_other_library(plain: Plain, lab: LabProcess) -> None:
-    """The inner transport may be of the other library: responses and exceptions stay those of the client's."""
-    other = httpx2 if plain.library is httpx else httpx
-    plain.client(transport=plain.transport(plain.wire(other)))
-    url = f"{lab.base_url}/chat/completions"
-
-    assert plain.request("POST", url, json=ASK).json()["choices"][0]["message"]["content"] == ANSWER
-    assert b"[DONE]" in b"".join(plain.stream(url, json={**ASK, "stream": True}))
-    assert plain.request("POST", f"{lab.base_url}/nowhere", content=iter_of(plain, [b"x"])).status_code == 404
-    with pytest.raises(plain.library.ConnectError):
-        plain.request("POST", "http://127.0.0.1:9/chat/completions", json=ASK)
-
-
-def iter_of(plain: Plain, parts: list[bytes]) -> Any:
-    """A body that can be read once."""
-
-    async def stream() -> Any:
-        for part in parts:
-            yield part
-
-    return stream() if plain.is_async else iter(parts)
 
 
 def test_sdk_around_a_plain_client(plain: Plain, lab: LabProcess) -> None:
@@ -202,94 +83,6 @@ def test_mounts(plain: Plain, lab: LabProcess) -> None:
     assert plain.request("POST", f"{lab.base_url}/chat/completions", json=ASK).status_code == 503
 
 
-def test_http2_inner(plain: Plain, lab: LabProcess) -> None:
-    """An inner transport that may speak HTTP/2 works (here with a server that speaks 1.1)."""
-    plain.client(transport=plain.transport(plain.wire(http2=True)))
-
-    assert plain.request("POST", f"{lab.base_url}/chat/completions", json=ASK).status_code == 200
-
-
-def test_certificate(plain: Plain, tls_lab: LabProcess, pki: tuple[Path, Path, Path]) -> None:
-    """A CA of one's own belongs to the inner transport; without it the connection is refused, not retried for ever."""
-    url = f"{tls_lab.base_url}/chat/completions"
-    context = ssl.create_default_context(cafile=str(pki[0]))
-    plain.client(transport=plain.transport(plain.wire(verify=context)))
-    assert plain.request("POST", url, json=ASK).status_code == 200
-
-    plain.client()
-    with pytest.raises(plain.library.ConnectError, match="(?i)certificate"):
-        plain.request("POST", url, json=ASK)
-
-
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_certificate_from_the_environment(
-    is_async: bool, tls_lab: LabProcess, pki: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`SSL_CERT_FILE` is obeyed by the default inner transports."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(pki[0]))
-
-    assert ask_once(is_async, tls_lab.base_url) == ANSWER
-
-
-def ask_once(is_async: bool, base_url: str, **options: Any) -> str | None:
-    """The answer that a `DeepSeek` of its own gets."""
-    if not is_async:
-        with DeepSeek(api_key="k", base_url=base_url, policy=policy(), **options) as client:
-            return client.chat.completions.create(**ASK).choices[0].message.content  # type: ignore[no-any-return, call-overload]
-
-    async def ask() -> str | None:
-        if (candidate := inner()) is not None and not options:
-            options["transport"] = candidate
-        async with AsyncDeepSeek(api_key="k", base_url=base_url, policy=policy(), **options) as client:
-            answer: Any = await client.chat.completions.create(**ASK)  # type: ignore[call-overload]
-            return answer.choices[0].message.content  # type: ignore[no-any-return]
-
-    return asyncio.run(ask())
-
-
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_proxy_variables(is_async: bool, lab: LabProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HTTP_PROXY, ALL_PROXY and NO_PROXY mean to `DeepSeek` what they mean to the SDK's own client."""
-    with proxy() as (address, uses):
-        monkeypatch.setenv("HTTP_PROXY", address.replace("://", "://user:p%40ss@"))
-        assert ask_once(is_async, lab.base_url) == ANSWER
-        assert uses == [f"POST {lab.base_url}/chat/completions Basic dXNlcjpwQHNz"]
-
-        monkeypatch.setenv("NO_PROXY", "localhost, 127.0.0.1")
-        assert ask_once(is_async, lab.base_url) == ANSWER
-        assert len(uses) == 1
-
-        monkeypatch.delenv("HTTP_PROXY")
-        monkeypatch.delenv("NO_PROXY")
-        monkeypatch.setenv("ALL_PROXY", address)
-        assert ask_once(is_async, lab.base_url) == ANSWER
-        assert len(uses) == 2
-
-
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_proxy_for_tls(
-    is_async: bool, tls_lab: LabProcess, pki: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """HTTPS_PROXY: a tunnel by CONNECT, and TLS inside it with the server's certificate checked."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(pki[0]))
-    with proxy() as (address, uses):
-        monkeypatch.setenv("HTTPS_PROXY", address.replace("://", "://user:pass@"))
-        assert ask_once(is_async, tls_lab.base_url) == ANSWER
-
-    assert uses == [f"CONNECT {tls_lab.base_url.removeprefix('https://')} Basic dXNlcjpwYXNz"]
-
-
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_dead_proxy(is_async: bool, lab: LabProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that is not there is an APIConnectionError, and nothing goes round it."""
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    with pytest.raises(openai.APIConnectionError) as caught:
-        ask_once(is_async, lab.base_url)
-
-    assert not isinstance(caught.value, openai.APITimeoutError)
-    assert attempts(lab) == 0
-
-
 def test_timeout_of_a_request(plain: Plain, lab: LabProcess) -> None:
     """The read timeout of one request is the deadline of the whole call."""
     lab.script(windows=[always("keep_alive_forever;interval=0.02")])
@@ -319,9 +112,7 @@ def test_streamed_body_of_an_inference_call(plain: Plain, lab: LabProcess) -> No
     plain.client()
     body = b'{"model":"deepseek-flash","messages":[{"role":"user","content":"How are you?"}]}'
 
-    response = plain.request(
-        "POST", f"{lab.base_url}/chat/completions", content=iter_of(plain, [body[:20], body[20:]])
-    )
+    response = plain.request("POST", f"{lab.base_url}/chat/completions", content=iter_of(plain, [body[:20], body[20:]]))
 
     assert response.json()["choices"][0]["message"]["content"] == ANSWER
     assert attempts(lab) == 2
@@ -438,32 +229,6 @@ def test_redirects_are_the_clients_business(plain: Plain, lab: LabProcess) -> No
 
     assert len(server.received) == 2
     assert response.status_code in (200, 401)  # the library drops the key where the address is another's
-
-
-def test_connection_closed_while_idle(plain: Plain, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that closes an idle connection costs no attempt, though nobody looked at the socket meanwhile."""
-    monkeypatch.setattr(aiohttp_transport, "_QUIET", 0.0)
-    with recorder() as server:
-        server.hangs_up = True
-        http = plain.client()
-        for _ in range(3):
-            assert plain.request("POST", f"{server.base_url}/chat/completions", json=ASK).status_code == 200
-            time.sleep(0.02)  # the server's goodbye is on its way; the event loop stands still
-
-    assert len(server.received) == 3
-    assert http._transport.engine.statistics().attempts == 3
-
-
-def test_connection_closed_under_a_request(plain: Plain) -> None:
-    """A server that closes as the request arrives costs one repeat."""
-    with recorder() as server:
-        server.hangs_up = True
-        http = plain.client()
-        for _ in range(20):
-            assert plain.request("POST", f"{server.base_url}/chat/completions", json=ASK).status_code == 200
-
-    assert len(server.received) == 20
-    assert http._transport.engine.statistics().budget.refused == 0
 
 
 def test_unusable_requests(plain: Plain) -> None:

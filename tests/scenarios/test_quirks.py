@@ -185,11 +185,11 @@ def test_an_error_inside_a_stream_after_content_is_handed_on() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_blank_answers_only_become_a_503_that_says_so(stream: bool) -> None:
     """When every attempt is blank the caller gets an overload error in the server's format, not an empty body."""
-    run = run_everywhere(Scenario(callers=(Caller(stream=stream),), next=("blank_200",) * 4))
+    run = run_everywhere(Scenario(callers=(Caller(stream=stream),), next=("blank_200",) * 6))
     assert 503 == run.seen[0].status
     assert "overloaded" == json.loads(run.seen[0].body)["error"]["type"]
     assert "retry" == run.seen[0].headers["x-resilient-refused-by"]
-    assert 4 == run.served["attempts"]
+    assert 6 == run.served["attempts"]
 
 
 def test_random_bytes_instead_of_an_answer_are_a_fault() -> None:
@@ -230,7 +230,7 @@ def test_retry_after_closes_the_gate_for_everybody(fault: str, seconds: float) -
     slack = 1.0 if "date" in fault else 0.0  # an HTTP date has whole seconds
     assert 0.0 == sent[0]
     assert min(sent[1:]) >= seconds - slack
-    assert max(sent[1:]) <= seconds + max(0.1, 0.1 * seconds)
+    assert max(sent[1:]) <= seconds + max(0.1, 0.5 * seconds)
     assert len(set(sent[1:])) == 6
     assert all(seen.status == 200 for seen in run.seen)
 

@@ -12,13 +12,14 @@ import json
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from deepseek_resilient.config import Policy
 from deepseek_resilient.core.effects import Discard, Effect, Emit, Read, Respond, Send, Sleep
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Request, Response
 from deepseek_resilient.engine import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from deepseek_resilient.config import Policy
 
 WALL = 1_790_000_000.0
 ORIGIN = "https://api.deepseek.com"
@@ -53,8 +54,8 @@ class Driven:
         self.ended = False
 
     def run(self, limit: int | None = None) -> Driven:
-        """Answer until the call ends, or stop unanswered at the `limit`-th effect."""
-        answer: object = None
+        """Answer until the call ends, or stop unanswered at the `limit`-th effect; go on from there when run again."""
+        answer = self._perform(self.effects[-1]) if self.effects else None
         while True:
             try:
                 effect = self._coroutine.send(answer)
@@ -159,7 +160,9 @@ def ask(
 
 def reply(status: int = 200, **headers: str) -> Reply:
     """The head of a reply; `retry_after="1"` becomes `Retry-After: 1`."""
-    return Reply(status, [(name.replace("_", "-").title().encode(), text.encode()) for name, text in headers.items()], None)
+    return Reply(
+        status, [(name.replace("_", "-").title().encode(), text.encode()) for name, text in headers.items()], None
+    )
 
 
 def data(value: object) -> bytes:

@@ -17,9 +17,7 @@ def state(attempt=1, seed=1, **fields):
     return AttemptState(attempt=attempt, random=Random(seed), **known)
 
 
-@given(
-    st.integers(1, 10_000), st.floats(0.001, 100), st.floats(1, 1000), st.floats(1, 10), st.integers(0, 1000)
-)
+@given(st.integers(1, 10_000), st.floats(0.001, 100), st.floats(1, 1000), st.floats(1, 10), st.integers(0, 1000))
 def test_the_wait_lies_under_its_ceiling(attempt, initial, factor, base, seed):
     """0 <= wait <= min(maximum, initial * base ** (n - 1)) for any attempt, without overflow."""
     maximum = initial * factor
@@ -69,7 +67,7 @@ def test_it_reads_as_it_is_written_and_compares_by_value():
     """repr, equality, hash and pickling go by the three numbers."""
     wait = wait_full_jitter(1.0, 4.0, 3.0)
     assert "wait_full_jitter(initial=1.0, maximum=4.0, base=3.0)" == repr(wait)
-    assert wait == pickle.loads(pickle.dumps(wait)) == copy.deepcopy(wait)
+    assert wait == pickle.loads(pickle.dumps(wait)) == copy.deepcopy(wait)  # noqa: S301 -- our own bytes
     assert hash(wait) == hash(wait_full_jitter(1.0, 4.0, 3.0))
     assert wait != wait_full_jitter(1.0, 4.0, 2.0)
     assert wait != tenacity.wait_fixed(1)

@@ -430,7 +430,7 @@ def test_a_verdict_from_before_the_last_change_is_ignored():
 
 
 def test_a_circuit_that_another_process_opened_is_open_here():
-    """What the shared storage says is followed when it is first seen, with a break of our own, and listeners hear it."""
+    """What the shared storage says is followed when it is first seen, with a break of our own; listeners hear it."""
     it = Circuit(jitter=0.0, break_duration=0.5)
     it.storage.state = OPEN
     assert 0.5 == it.breaker.try_acquire(7.0)

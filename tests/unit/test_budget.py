@@ -20,9 +20,7 @@ def budget(now=0.0, **policy):
 class BudgetMachine(RuleBasedStateMachine):
     """Any calls, retries and pauses, beside a bucket in exact fractions."""
 
-    @initialize(
-        ratio=st.floats(0, 1), reserve=st.floats(0, 20), per_second=st.floats(0, 5), start=st.floats(0, 1e6)
-    )
+    @initialize(ratio=st.floats(0, 1), reserve=st.floats(0, 20), per_second=st.floats(0, 5), start=st.floats(0, 1e6))
     def begin(self, ratio, reserve, per_second, start):
         self.policy = BudgetPolicy(ratio=ratio, reserve=reserve, per_second=per_second)
         self.bucket = RetryBudget(self.policy, threading.RLock(), start)

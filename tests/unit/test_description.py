@@ -30,12 +30,16 @@ def test_one_numbered_line_per_step():
     [
         ("deadline", Policy(deadline=12.5), "12.5 s for the whole call"),
         ("deadline", Policy(deadline=None), "no limit for the whole call"),
-        ("retry", Policy(), "stop_after_attempt(max_attempt_number=4)"),
+        ("retry", Policy(), "stop_after_attempt(6)"),
         ("retry", Policy(), "wait_full_jitter(initial=0.5, maximum=8.0, base=2.0)"),
         ("retry", Policy(retry=RetryPolicy(max_retry_after=7)), "Retry-After up to 7 s"),
         ("budget", Policy(), "10% of calls + 0.1/s, 10 saved up"),
-        ("gate", Policy(), "released over 10% of that time (at least 0.1 s); 120 s of rest"),
-        ("breaker", Policy(), "opens at 50% of at least 20 attempts failed in 5 s, for 0.25 s growing to 1 s; 3 probes"),
+        ("gate", Policy(), "released over 50% of that time (at least 0.1 s); 120 s of rest"),
+        (
+            "breaker",
+            Policy(),
+            "opens at 50% of at least 20 attempts failed in 5 s, for 0.25 s growing to 1 s; 3 probes",
+        ),
         ("breaker", Policy(breaker=BreakerPolicy(when_open="wait")), "when open: wait"),
         ("breaker", Policy(breaker=None), "off"),
         ("send", Policy(attempt_timeout=9), "connect 5 s; attempt 9 s"),
@@ -60,7 +64,7 @@ def test_without_done_only_the_finish_is_required():
     [
         (
             tenacity.stop_after_attempt(3) | tenacity.stop_after_delay(10),
-            "stop_any(stop_after_attempt(max_attempt_number=3), stop_after_delay(max_delay=10))",
+            "stop_any(stop_after_attempt(3), stop_after_delay(10))",
         ),
         (tenacity.stop_never, "stop: _stop_never();"),
     ],
@@ -73,7 +77,7 @@ def test_tenacitys_strategies_are_written_as_code(stop, words):
 def test_sums_of_waits_show_their_parts():
     """Ours and tenacity's alike."""
     wait = tenacity.wait_fixed(1) + wait_full_jitter()
-    expected = "wait_combine(wait_fixed(wait_fixed=1), wait_full_jitter(initial=0.5, maximum=8.0, base=2.0))"
+    expected = "wait_combine(wait_fixed(1), wait_full_jitter(initial=0.5, maximum=8.0, base=2.0))"
     assert expected in line("retry", Policy(retry=RetryPolicy(wait=wait)))
 
 
@@ -88,13 +92,11 @@ class Slotted:
         return True
 
 
-@pytest.mark.xfail(reason="BUG: a function is shown by its address; `callable(strategy.__code__)` is never true")
 def test_a_function_is_shown_by_its_name():
     """No memory address: two runs describe themselves alike."""
     assert "stop: my_stop" in line("retry", Policy(retry=RetryPolicy(stop=my_stop)))
 
 
-@pytest.mark.xfail(raises=TypeError, reason="BUG: vars() of a strategy with __slots__")
 def test_a_strategy_with_slots_is_shown_by_its_class():
     """describe() never raises for a policy that was accepted."""
     assert "stop: Slotted" in line("retry", Policy(retry=RetryPolicy(stop=Slotted())))

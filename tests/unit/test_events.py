@@ -28,7 +28,9 @@ def test_an_event_reads_as_one_short_line(kind):
     """Its name and its fields, numbers rounded, without the time (the log has its own)."""
     text = str(sample(kind))
     assert text.startswith(f"{kind.__name__}(")
-    assert [] == [field.name for field in dataclasses.fields(kind) if field.name != "at" and f"{field.name}=" not in text]
+    assert [] == [
+        field.name for field in dataclasses.fields(kind) if field.name != "at" and f"{field.name}=" not in text
+    ]
     assert "at=" not in text
     assert "1.23456" not in text
     assert "\n" not in text

@@ -35,7 +35,9 @@ class GateMachine(RuleBasedStateMachine):
     def pass_time_to_the_opening(self):
         self.now = max(self.now, self.opens_at)
 
-    @rule(seconds=st.floats(-2, 20), why=st.tuples(st.sampled_from([429, 503]), st.text("ab", max_size=3), st.booleans()))
+    @rule(
+        seconds=st.floats(-2, 20), why=st.tuples(st.sampled_from([429, 503]), st.text("ab", max_size=3), st.booleans())
+    )
     def close(self, seconds, why):
         status, reason, patient = why
         later = seconds > 0 and self.now + seconds > self.opens_at

@@ -105,10 +105,10 @@ def test_a_retry_after_beyond_the_limit_ends_the_call(seconds, expected):
 
 @pytest.mark.parametrize(
     ("attempts", "max_retries", "expected"),
-    [(3, None, 2.0), (4, None, "stop"), (1, 0, "stop"), (1, 1, 2.0), (2, 1, "stop"), (9, 9, 2.0), (10, 9, "stop")],
+    [(5, None, 2.0), (6, None, "stop"), (1, 0, "stop"), (1, 1, 2.0), (2, 1, "stop"), (9, 9, 2.0), (10, 9, "stop")],
 )
 def test_stop(attempts, max_retries, expected):
-    """The policy's `stop` after four attempts, or the call's own number of retries instead of it."""
+    """The policy's `stop` after six attempts, or the call's own number of retries instead of it."""
     assert expected == decide(attempts=attempts, max_retries=max_retries)
 
 
@@ -122,7 +122,7 @@ def test_the_budget_is_asked_last():
     """An empty budget says no; and no other no costs a token (`decide` checks that for every test here)."""
     assert "budget" == decide(budget=BudgetPolicy(reserve=0.0))
     assert "deadline" == decide(budget=BudgetPolicy(reserve=0.0), timeout=1.0)
-    assert "stop" == decide(budget=BudgetPolicy(reserve=0.0), attempts=4)
+    assert "stop" == decide(budget=BudgetPolicy(reserve=0.0), attempts=6)
 
 
 def test_of_several_reasons_the_first_of_the_list_is_told():

@@ -1,5 +1,6 @@
 """core/sse.py: the event stream parser against the WHATWG text."""
 
+import itertools
 import re
 
 import pytest
@@ -49,7 +50,7 @@ def take(parser: EventStreamParser, chunk: bytes) -> list[ServerSentEvent]:
 def feed_in_parts(stream: bytes, cuts: list[int]) -> list[ServerSentEvent]:
     slow, quick = EventStreamParser(), EventStreamParser()
     edges = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
-    parts = [stream[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    parts = [stream[start:end] for start, end in itertools.pairwise(edges)]
     events = [event for part in parts for event in slow.feed(part)]
     assert events == [event for part in parts for event in take(quick, part)]
     return events
@@ -75,7 +76,9 @@ def encoded(draw):
     for _ in range(draw(st.integers(0, 5))):
         name = draw(TEXT)
         values = [value.encode() for value in draw(st.lists(TEXT, min_size=1, max_size=3))]
-        lines = [b"data:" + draw(st.sampled_from([b" ", b""] if value[:1] != b" " else [b" "])) + value for value in values]
+        lines = [
+            b"data:" + draw(st.sampled_from([b" ", b""] if value[:1] != b" " else [b" "])) + value for value in values
+        ]
         if name:
             lines.insert(draw(st.integers(0, len(lines))), b"event: " + name.encode())
         for comment in draw(st.lists(TEXT, max_size=2)):
@@ -129,21 +132,20 @@ def test_a_byte_order_mark_is_dropped_at_the_very_start_only():
     assert [] == parser.feed(b"\xef\xbb\xbfdata: x\n\n")
 
 
-@pytest.mark.parametrize("part", [b"x" * 10, b"data: xx\n", b": c\n"])
+@pytest.mark.parametrize("part", [b"x" * 10, b"data: xx\n", b": c\n", b"\n: comment"])
 def test_an_endless_event_is_refused_before_it_fills_memory(monkeypatch, part):
     """What never ends in a blank line raises as soon as it is longer than the limit."""
     monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 100)
     parser = EventStreamParser()
-    fed = 0
+    for _ in range(100 // len(part)):
+        assert [] == parser.feed(part)
     with pytest.raises(EventTooLongError, match="longer than 100 bytes"):
-        while fed < 1000:
-            parser.feed(part)
-            fed += len(part)
-    assert 100 - len(part) < fed <= 100
+        parser.feed(part)
 
 
 @pytest.mark.parametrize(
-    "part", [b"data: xx\n\n", b"data: xx\r\n\r\n", b": keep-alive\n\n", b"\n", b"data: x\n\n: c\n", b": c\n\ndata: x\n\n"]
+    "part",
+    [b"data: xx\n\n", b"data: xx\r\n\r\n", b": keep-alive\n\n", b"\n", b"data: x\n\n: c\n", b": c\n\ndata: x\n\n"],
 )
 def test_a_long_stream_of_short_events_is_no_long_event(monkeypatch, part):
     """The limit is for one event: a stream may be as long as it likes."""

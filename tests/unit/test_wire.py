@@ -323,7 +323,9 @@ CHOICE = st.fixed_dictionaries(
     {},
     optional={
         "index": st.integers(0, 2),
-        "delta": st.dictionaries(st.sampled_from(["content", "reasoning_content", "refusal", "role"]), WORDS, max_size=2),
+        "delta": st.dictionaries(
+            st.sampled_from(["content", "reasoning_content", "refusal", "role"]), WORDS, max_size=2
+        ),
         "text": WORDS,
         "logprobs": st.sampled_from([None, {"finish_reason": None}, {"error": {"a": 1}}]),
         "finish_reason": REASONS,
@@ -343,7 +345,9 @@ CHUNK = st.fixed_dictionaries(
 @given(CHUNK, st.permutations(["id", "choices", "usage", "error"]), st.booleans(), st.booleans())
 @example({"choices": [{"finish_reason": None}, {"finish_reason": "stop"}]}, ["choices"], True, True)
 @example({"id": "x", "error": {"message": "x"}}, ["id", "error"], True, True)
-@example({"choices": [{"delta": {"content": '"finish_reason":null'}, "finish_reason": "stop"}]}, ["choices"], True, True)
+@example(
+    {"choices": [{"delta": {"content": '"finish_reason":null'}, "finish_reason": "stop"}]}, ["choices"], True, True
+)
 def test_what_is_taken_for_plain_content_shows_no_end(fields, order, compact, ascii_only):
     """An event that is not parsed late in a stream never finishes it, nor is it an error or overload."""
     ordered = {key: fields[key] for key in order if key in fields}
@@ -396,7 +400,11 @@ def test_error_of_an_event(event, expected):
 @pytest.mark.parametrize(
     ("dialect", "events", "expected"),
     [
-        (CHAT, [b'{"choices":[{"index":0,"delta":{"content":"a"}}]}', b'{"choices":[{"delta":{"content":"b"}}]}'], "ab"),
+        (
+            CHAT,
+            [b'{"choices":[{"index":0,"delta":{"content":"a"}}]}', b'{"choices":[{"delta":{"content":"b"}}]}'],
+            "ab",
+        ),
         (CHAT, [b'{"choices":[{"index":1,"delta":{"content":"a"}}]}'], ""),
         (CHAT, [b'{"choices":[{"delta":{"reasoning_content":"a","content":null}}]}', b"garbage", b"[]"], ""),
         (CHAT, [b'{"choices":[7]}', b'{"choices":null}'], ""),

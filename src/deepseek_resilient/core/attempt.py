@@ -28,7 +28,7 @@ class Attempt:
         self.verdict: Verdict | None = None
         call.attempts += 1
         runtime.count_attempt()
-        if runtime.listeners.wanted:
+        if call.told:
             runtime.listeners.emit(AttemptStarted(self.started, call.number, call.attempts, call.target))
 
     def settle(self, verdict: Verdict) -> None:
@@ -38,20 +38,19 @@ class Attempt:
         self.verdict = verdict
         runtime, call = self.runtime, self.call
         now = runtime.clock()
-        duration = (self.first_content or now) - self.started
+        duration = (now if self.first_content is None else self.first_content) - self.started
         runtime.count_verdict(verdict.kind)
         call.verdicts.append(verdict.kind)
-        if self._target is not None:
-            if self._permit is not None and self._target.breaker is not None:
-                self._target.breaker.record(self._permit, now, verdict.kind, duration)
-            if verdict is not OK:
-                self._teach_gate(self._target, verdict, now)
-        if runtime.listeners.wanted:
+        if self._target is not None and self._permit is not None and self._target.breaker is not None:
+            self._target.breaker.record(self._permit, now, verdict.kind, duration)
+        if call.told:
             runtime.listeners.emit(
                 AttemptEnded(
                     now, call.number, call.attempts, call.target, verdict.kind, verdict.reason, verdict.status, duration
                 )
             )
+        if verdict is not OK and self._target is not None:
+            self._teach_gate(self._target, verdict, now)
 
     def abandon(self) -> None:
         """The caller went away; that says nothing of the target. Does nothing after `settle`."""
@@ -59,8 +58,9 @@ class Attempt:
             self.verdict = Verdict(VerdictKind.CALLER_FAULT, "abandoned")
             if self._permit is not None and self._target is not None and self._target.breaker is not None:
                 self._target.breaker.release(self._permit)
-            if self.runtime.listeners.wanted:
-                now, call = self.runtime.clock(), self.call
+            call = self.call
+            if call.told:
+                now = self.runtime.clock()
                 self.runtime.listeners.emit(AttemptAbandoned(now, call.number, call.attempts, call.target))
 
     def _teach_gate(self, target: Target, verdict: Verdict, now: float) -> None:
@@ -71,6 +71,8 @@ class Attempt:
         if seconds is None or verdict.kind is VerdictKind.CALLER_FAULT:
             return
         seconds = min(seconds, policy.gate.rest if verdict.rest else policy.retry.max_retry_after)
-        status = verdict.status or 503
+        status = verdict.status or 0
+        if status < 400:  # it was said inside a 200
+            status = 429 if verdict.kind is VerdictKind.THROTTLED else 503
         if target.gate.close(now, seconds, status=status, reason=verdict.reason, patient=patient):
             self.runtime.listeners.emit(GateClosed(now, target.name, seconds, verdict.reason))

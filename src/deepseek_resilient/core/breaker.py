@@ -72,6 +72,7 @@ class Breaker:
         self._circuit = circuit
         self._on_change = on_change
         self._generation = 0
+        self._everyday = Permit(0, False)
         self._window = _Window(policy.sampling_duration)
         self._seen = circuit.current_state
         self._opens_at = 0.0
@@ -91,7 +92,7 @@ class Breaker:
         with self._lock:
             self._notice(now)
             if self._seen == pybreaker.STATE_CLOSED:
-                return Permit(self._generation, False)
+                return self._everyday
             if self._seen == pybreaker.STATE_OPEN:
                 if now < self._opens_at:
                     return self._opens_at - now
@@ -167,6 +168,7 @@ class Breaker:
     def _enter(self, now: float, state: str) -> None:
         old, self._seen = self._seen, state
         self._generation += 1
+        self._everyday = Permit(self._generation, False)
         self._probing = self._successes = 0
         self._next_probe = 0.0
         break_for = 0.0

@@ -41,7 +41,7 @@ async def run(runtime: Runtime, call: Call) -> Outcome:
     """Make the call; account for it whatever happens, cancellation included."""
     runtime.count_call()
     runtime.budget.deposit()
-    told = runtime.listeners.wanted
+    told = call.told = runtime.listeners.wanted
     if told:
         info = call.info
         runtime.listeners.emit(CallStarted(call.started, call.number, info.dialect, info.model, info.stream))

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 def response_of(error: RejectedError) -> Response:
     """The HTTP answer that means `error`; the error itself is in its extensions."""
+    body = wire.error_body(str(error), error.kind)
     headers = [
+        (b"content-length", str(len(body)).encode()),
         (b"content-type", b"application/json"),
         (b"x-resilient-refused-by", error.step.encode()),
         (b"x-should-retry", b"false"),
     ]
     if error.retry_after is not None:
         headers.append((b"retry-after", f"{max(error.retry_after, 0.001):.3f}".encode()))
-    return Response(error.http_status, headers, wire.error_body(str(error), error.kind), {"resilience_error": error})
+    return Response(error.http_status, headers, body, {"http_version": b"HTTP/1.1", "resilience_error": error})

@@ -34,8 +34,8 @@ class Call:
     """One call from beginning to end. Belongs to whoever drives it; never shared."""
 
     __slots__ = (
-        "attempts", "connect", "deadline", "info", "max_retries", "number", "request", "started", "target", "verdicts",
-        "waited",
+        "attempts", "connect", "deadline", "info", "max_retries", "number", "request", "started", "target", "told",
+        "verdicts", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +52,7 @@ class Call:
         self.attempts = 0
         self.waited = 0.0
         self.target = ""
+        self.told = False
         self.verdicts: list[str] = []
 
     def outlives(self, instant: float) -> bool:
@@ -133,7 +134,7 @@ class Runtime:
     def count_verdict(self, kind: str) -> None:
         """An attempt was judged."""
         with self._lock:
-            self._verdicts[kind] += 1
+            self._verdicts[str(kind)] += 1
 
     def count_refusal(self, step: str) -> None:
         """A step refused a call."""

@@ -157,7 +157,7 @@ async def relay(
     now = attempt.first_content = runtime.clock()
     if watch.ended:
         attempt.settle(_verdict_at_end(watch))
-    if runtime.listeners.wanted:
+    if attempt.call.told:
         waited = now - attempt.started
         runtime.listeners.emit(StreamCommitted(now, attempt.call.number, attempt.call.attempts, waited))
     await Respond(dress(Response(reply.status, reply.headers, None, reply.extensions)))

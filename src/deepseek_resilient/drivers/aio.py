@@ -9,7 +9,7 @@ as in `asyncio.timeout`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import math
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,6 +54,7 @@ class AioCall:
         "_loop",
         "_raise_as",
         "_reply",
+        "_rings_at",
         "_sender",
         "_task",
         "_timer",
@@ -77,6 +78,7 @@ class AioCall:
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
         self._until = 0.0
+        self._rings_at = math.inf
         self._fired = False
 
     async def start(self) -> Response:
@@ -123,8 +125,10 @@ class AioCall:
 
     async def aclose(self) -> None:
         """End the call now; gives back everything it holds. Safe to repeat."""
-        with contextlib.suppress(ValueError):  # another task is inside; losing its reply below wakes it
+        try:  # noqa: SIM105 -- suppress() would cost more than the rest
             self._coroutine.close()
+        except ValueError:  # another task is inside; losing its reply below wakes it
+            pass
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -141,21 +145,19 @@ class AioCall:
         if self._reply is not None:
             self._sender.abandon(self._reply, self._loop)
 
-    async def _answer(self, effect: object) -> tuple[Resume, object]:
+    async def _answer(self, effect: Any) -> tuple[Resume, object]:
         """How to go on: `send` with what the effect came to, or `throw` with what happened instead."""
         try:
-            return self._coroutine.send, await self._perform(effect)
+            if effect.__class__ is not Read:
+                return self._coroutine.send, await self._perform(effect)
+            data = await self._within(self._sender.read(effect), effect.until)
+            if data.__class__ is not bytes or not data:
+                await self._read_ended(data)
         except BaseException as error:
             return self._coroutine.throw, error
+        return self._coroutine.send, data
 
-    async def _perform(self, effect: Any) -> object:
-        if effect.__class__ is Read:
-            data = await self._within(self._sender.read(effect), effect.until)
-            if data is _TIMED_OUT:
-                await self._drop()
-            elif not data or data.__class__ is Failure:
-                self._reply = None
-            return data
+    async def _perform(self, effect: object) -> object:
         if isinstance(effect, Send):
             answer = await self._within(self._sender.send(effect), effect.until)
             if isinstance(answer, Reply):
@@ -170,9 +172,9 @@ class AioCall:
             return None
         raise refuse_foreign(effect)
 
-    async def _drop(self) -> None:
+    async def _read_ended(self, last: object) -> None:
         reply, self._reply = self._reply, None
-        if reply is not None:
+        if last is _TIMED_OUT and reply is not None:
             await self._sender.close(reply)
 
     async def _within(self, work: Coroutine[Any, Any, Any], until: float | None) -> Any:
@@ -183,8 +185,8 @@ class AioCall:
         assert task is not None  # noqa: S101 -- for the type checker; a coroutine always runs in a task
         self._task, self._until, self._fired = task, until, False
         before = task.cancelling()
-        if self._timer is None or self._timer.when() - self._loop.time() > until - self._clock():
-            self._set_timer(until - self._clock())
+        if until < self._rings_at:
+            self._set_timer(until)
         try:
             answer = await work
         except asyncio.CancelledError:
@@ -197,19 +199,20 @@ class AioCall:
             task.uncancel()
         return answer
 
-    def _set_timer(self, delay: float) -> None:
+    def _set_timer(self, instant: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._rings_at = instant
         # weakly, so that a response that was dropped is collected at once and not when its limit passes
-        self._timer = self._loop.call_later(max(delay, 0.0), _ring, weakref.ref(self))
+        delay = max(instant - self._clock(), 0.0)
+        self._timer = self._loop.call_later(delay, _ring, weakref.ref(self))
 
     def _ring(self) -> None:
-        self._timer = None
+        self._timer, self._rings_at = None, math.inf
         if self._task is None:
             return
-        left = self._until - self._clock()
-        if left > 0.0005:
-            self._set_timer(left)
+        if self._until - self._clock() > 0.0005:
+            self._set_timer(self._until)
         else:
             self._fired = True
             self._task.cancel()

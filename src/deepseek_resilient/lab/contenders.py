@@ -43,6 +43,7 @@ class Contender(ABC):
     async def ask(self) -> bool:
         """Make one call; True when a whole answer came."""
 
+    @abstractmethod
     async def close(self) -> None:
         """Drop the connections."""
 
@@ -83,9 +84,9 @@ class Naive(Contender):
         connection = None
         try:
             async with asyncio.timeout(limit):
-                connection = self._take() or (
-                    await asyncio.get_running_loop().create_connection(_Connection, *self._address)
-                )[1]
+                connection = (
+                    self._take() or (await asyncio.get_running_loop().create_connection(_Connection, *self._address))[1]
+                )
                 status = await connection.ask(self._request)
         except (OSError, TimeoutError):
             if connection is not None:

@@ -227,9 +227,12 @@ class Window:
 
     @classmethod
     def from_json(cls, data: object) -> Window:
-        """From an object with `kind` (or `fault`), `start`, `duration`, `probability`, and the fault's parameters."""
+        """From text as `Fault.parse` takes it (open from now on), or from an object with `kind` (or `fault`), `start`,
+        `duration`, `probability`, and the fault's parameters."""
+        if isinstance(data, str):
+            return cls(Fault.parse(data))
         if not isinstance(data, dict):
-            raise ValueError(f"a window is an object, not {data!r}")
+            raise ValueError(f"a window is text or an object, not {data!r}")
         rest: dict[str, Any] = dict(data)
         times: dict[str, float] = {}
         # a fault may have a duration of its own: then it comes as an object under "fault"

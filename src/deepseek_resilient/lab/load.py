@@ -14,10 +14,13 @@ import os
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, Final
 
 from .contenders import Contender, make
 from .plan import SLOT, percentile
+
+RESULT: Final = '{"calls"'
+"""How the last line begins."""
 
 
 class Load:
@@ -53,13 +56,11 @@ class Load:
         reporter = asyncio.create_task(self._report())
         callers: set[asyncio.Task[None]] = set()
         for number, at in enumerate(self._began):
-            while (early := at - self._now()) > 0:
-                await asyncio.sleep(early)
-            self._late.append(-early)
+            await self._until(at)
+            self._late.append(self._now() - at)
             callers.add(caller := asyncio.create_task(self._call(contender, number)))
             caller.add_done_callback(callers.discard)
-        while (left := self._seconds - self._now()) > 0:
-            await asyncio.sleep(left)
+        await self._until(self._seconds)
         left_over = list(callers)
         for task in (*left_over, reporter):
             task.cancel()
@@ -69,6 +70,9 @@ class Load:
 
     def _now(self) -> float:
         return time.monotonic() - self._start
+
+    async def _until(self, at: float) -> None:
+        await asyncio.sleep(max(at - self._now(), 0.0))
 
     def _count(self) -> None:
         now = self._now()

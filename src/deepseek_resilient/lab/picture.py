@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from xml.sax.saxutils import escape
 
 from .contenders import LABELS
-from .plan import SLOT, per_second
+from .plan import SLOT, measure, per_second
 from .report import recovered
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .plan import Outcome, Plan
 
 _PANEL: Final = (262.0, 176.0, 96.0)
-_LEFT, _TOP, _GAP, _BETWEEN = 62.0, 112.0, 20.0, 34.0
+_LEFT, _TOP, _GAP, _BETWEEN = 66.0, 132.0, 22.0, 30.0
 _RIGHT, _BOTTOM = 20.0, 56.0
 
 _STYLE: Final = """
@@ -54,11 +54,10 @@ def draw(plan: Plan, outcomes: Sequence[Outcome], day: date) -> str:
     wide, high, low = _PANEL
     width = _LEFT + len(outcomes) * (wide + _GAP) - _GAP + _RIGHT
     height = _TOP + high + _BETWEEN + low + _BOTTOM
+    shown = plan.seconds - plan.drain
     offered = _offered(plan)
-    answered = [
-        per_second([c.ended for c in o.calls if c.answered and c.ended is not None], plan.seconds) for o in outcomes
-    ]
-    attempts = [[count / SLOT for count in o.attempts[: int(plan.seconds / SLOT)]] for o in outcomes]
+    answered = [per_second([c.ended for c in o.calls if c.answered and c.ended is not None], shown) for o in outcomes]
+    attempts = [[count / SLOT for count in o.attempts[: int(shown / SLOT + 1e-6)]] for o in outcomes]
     most = max(max(rate for _, rate in offered), max((max(row) for row in answered), default=0.0)) * 1.04
     decades = max(math.ceil(math.log10(max(max(map(max, attempts)), 10.0))), 2)
     parts = [
@@ -68,24 +67,24 @@ def draw(plan: Plan, outcomes: Sequence[Outcome], day: date) -> str:
         '<defs><pattern id="hatch" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
         '<rect width="7" height="7" class="outage"/><line x1="0" y1="0" x2="0" y2="7" class="hatch"/></pattern></defs>'
         f'<rect x=".5" y=".5" width="{width - 1:g}" height="{height - 1:g}" rx="8" class="card"/>',
-        _text(_LEFT - 42, 30, _summary(plan), "title"),
-        *_key(_LEFT - 42, 56),
+        _text(20, 30, _summary(plan), "title"),
+        *_key(20, 56),
         _text(width - _RIGHT, height - 14, f"seed {plan.seed}, {day.isoformat()}", "soft", "end"),
-        _text(_LEFT - 42, height - 14, "seconds since the start; every server and every caller's time the same", "soft"),
+        _text(_LEFT, height - 14, "seconds since the start; the same callers at the same times for each", "soft"),
     ]
     for number, outcome in enumerate(outcomes):
         left = _LEFT + number * (wide + _GAP)
-        across = _Scale(0, plan.seconds, left, left + wide)
+        across = _Scale(0, shown, left, left + wide)
         upper = _Scale(0, most, _TOP + high, _TOP)
         lower = _Scale(0, decades, _TOP + high + _BETWEEN + low, _TOP + high + _BETWEEN)
         parts += _outage(plan, across, upper)
         parts += _outage(plan, across, lower)
-        parts += [_text(left, _TOP - 12, LABELS[outcome.name], "name"), _verdict(plan, outcome, left + wide)]
+        parts += _heading(plan, outcome, left)
         parts += _grid(upper, _steps(most), across, left if number == 0 else None)
         parts += _grid(lower, range(decades + 1), across, left if number == 0 else None, power=True)
-        parts += _times(plan, across, lower.low)
+        parts += _times(shown, across, lower.low)
         good = _points(answered[number], across, upper)
-        first, last = (f"{across(at):.1f},{upper.low:.1f}" for at in (SLOT / 2, plan.seconds - SLOT / 2))
+        first, last = (f"{across(at):.1f},{upper.low:.1f}" for at in (SLOT / 2, (len(answered[number]) - 0.5) * SLOT))
         parts.append(f'<polygon class="good" points="{first} {good} {last}"/>')
         parts.append(f'<polyline class="offered" points="{_staircase(offered, across, upper)}"/>')
         parts.append(
@@ -96,9 +95,8 @@ def draw(plan: Plan, outcomes: Sequence[Outcome], day: date) -> str:
         logs = [math.log10(max(rate, 1.0)) for rate in attempts[number]]
         parts.append(f'<polyline class="sent" points="{_points(logs, across, lower)}"/>')
     parts += [
-        _text(_LEFT - 42, _TOP - 12, "per second", "soft") if not outcomes else "",
-        _turned(_LEFT - 44, _TOP + high / 2, "answers/s"),
-        _turned(_LEFT - 44, _TOP + high + _BETWEEN + low / 2, "requests/s"),
+        _turned(24, _TOP + high / 2, "answers/s"),
+        _turned(24, _TOP + high + _BETWEEN + low / 2, "requests/s"),
         "</svg>\n",
     ]
     return "\n".join(part for part in parts if part)
@@ -136,10 +134,10 @@ def _turned(x: float, y: float, text: str) -> str:
 def _key(x: float, y: float) -> list[str]:
     parts: list[str] = []
     for kind, label, width in (
-        ("goodline", "answers that callers got", 176),
-        ("offered", "calls offered", 116),
-        ("capacity", "what the server can do", 166),
-        ("sent", "requests sent", 116),
+        ("goodline", "answers that callers got", 172),
+        ("offered", "calls offered", 108),
+        ("capacity", "what the server can do", 168),
+        ("sent", "requests sent", 112),
         ("", "outage (503)", 100),
     ):
         if kind:
@@ -149,7 +147,7 @@ def _key(x: float, y: float) -> list[str]:
         else:
             parts.append(f'<rect fill="url(#hatch)" x="{x:g}" y="{y - 10:g}" width="24" height="12"/>')
         parts.append(_text(x + 30, y, label))
-        x += width + 12
+        x += width + 14
     return parts
 
 
@@ -173,9 +171,9 @@ def _grid(up: _Scale, marks: Sequence[float], across: _Scale, labels: float | No
     return parts
 
 
-def _times(plan: Plan, across: _Scale, y: float) -> list[str]:
-    step = _step(plan.seconds)
-    marks = [step * number for number in range(int(plan.seconds / step + 1e-6) + 1)]
+def _times(shown: float, across: _Scale, y: float) -> list[str]:
+    step = _step(shown)
+    marks = [step * number for number in range(int(shown / step + 1e-6) + 1)]
     return [_text(across(mark), y + 16, f"{mark:g}", "soft", "middle") for mark in marks]
 
 
@@ -202,8 +200,7 @@ def _staircase(steps: Sequence[tuple[float, float]], across: _Scale, up: _Scale)
     return " ".join(points)
 
 
-def _verdict(plan: Plan, outcome: Outcome, right: float) -> str:
-    from .plan import measure
-
+def _heading(plan: Plan, outcome: Outcome, left: float) -> list[str]:
     measures = measure(plan, outcome)
-    return _text(right, _TOP - 12, f"{measures.answered:.0%} answered, back: {recovered(measures.after_outage)}", "soft", "end")
+    verdict = f"{measures.answered:.0%} answered; back after outage: {recovered(measures.after_outage)}"
+    return [_text(left, _TOP - 32, LABELS[outcome.name], "name"), _text(left, _TOP - 14, verdict, "soft")]

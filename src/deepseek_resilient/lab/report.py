@@ -9,7 +9,7 @@ from .contenders import LABELS
 from .plan import RECOVERED, SLOT, Measures, measure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .plan import Outcome, Plan
 
@@ -25,8 +25,10 @@ _ROWS: Final[tuple[tuple[str, Callable[[Measures], str]], ...]] = (
     ("back after outage", lambda m: recovered(m.after_outage)),
 )
 
+_SPOKEN: Final = {**LABELS, "openai": "the OpenAI SDK"}
+
 BUSY: Final = 0.97
-LATE: Final = 0.1
+LATE: Final = 0.15
 
 
 def table(plan: Plan, outcomes: Sequence[Outcome]) -> str:
@@ -41,9 +43,9 @@ def table(plan: Plan, outcomes: Sequence[Outcome]) -> str:
 def legend(plan: Plan) -> str:
     """What the rows of the table mean."""
     return (
-        f"Goodput: answers, as a share of the server's capacity of {plan.capacity:g}/s, while {_offered(plan):g}/s were "
-        f"offered. Work for nobody: share of the server's work whose caller had left. Back: seconds until at least "
-        f"{RECOVERED:.0%} of the calls of every later half second were answered."
+        f"Goodput: answers, as a share of the server's capacity of {plan.capacity:g}/s, while {_offered(plan):g}/s "
+        "were offered. Work for nobody: share of the server's work whose caller had left. Back: seconds until at "
+        f"least {RECOVERED:.0%} of the calls of every later half second were answered."
     )
 
 
@@ -62,23 +64,23 @@ def recovered(value: float | None) -> str:
 def reading(plan: Plan, outcomes: Sequence[Outcome]) -> str:
     """One paragraph that says what the numbers say, ours included."""
     found = {outcome.name: measure(plan, outcome) for outcome in outcomes}
-    sentences: list[str] = []
-    for name, m in found.items():
-        sentences.append(
-            f"{_capital(LABELS[name])} sent {m.attempts:.1f} requests per call, had {m.answered:.0%} of its calls "
-            f"answered and, while {_offered(plan):g}/s were asked of a server for {plan.capacity:g}/s, got {m.goodput:.0%} "
-            f"of what that server can do; {_back(m)}."
-        )
-    ours = found.get("ours")
+    sentences = [
+        f"While {_offered(plan):g}/s were asked of a server for {plan.capacity:g}/s, callers got "
+        + _each(found, lambda m: f"{m.goodput:.0%}", "of its capacity as answers with")
+        + ".",
+        "Each call cost the server " + _each(found, lambda m: f"{m.attempts:.1f}", "requests with") + ".",
+        *_fates(found),
+    ]
+    ours = found.pop("ours", None)
     if ours is not None:
-        others = [m.answered for name, m in found.items() if name != "ours"]
-        if others and max(others) >= ours.answered:
-            sentences.append("It did not help here: another contender had at least as many calls answered.")
-        lost = 1 - ours.goodput
-        if lost >= 0.1:
+        if any(m.answered >= ours.answered for m in found.values()):
+            sentences.append("Ours did not help here: another client had at least as many calls answered.")
+        if ours.attempts < 1:
+            sentences.append("Ours sends less than one request per call because an open circuit refuses calls unsent.")
+        if (lost := 1 - ours.goodput) >= 0.1:
             sentences.append(
-                f"Ours still left {lost:.0%} of the capacity unused in the overload: a circuit breaker can only let all "
-                "in or nearly none, and does not know how much the server can take."
+                f"It still left {lost:.0%} of the capacity unused in the overload: a circuit breaker lets in all or "
+                "nearly none, and does not learn how much the server can take."
             )
     return " ".join(sentences)
 
@@ -89,7 +91,7 @@ def doubts(outcomes: Sequence[Outcome]) -> list[str]:
     for outcome in outcomes:
         label = LABELS[outcome.name]
         if outcome.late > LATE:
-            found.append(f"{label}: 1 caller in 100 was let in more than {outcome.late:.2f} s late")
+            found.append(f"{label}: 1 caller in 100 was let in at least {outcome.late:.2f} s late")
         if (server := float(outcome.server.get("busy", 0.0))) > BUSY:
             found.append(f"{label}: the simulated server used {server:.0%} of its core")
     return found
@@ -120,6 +122,22 @@ def _offered(plan: Plan) -> float:
     return next(phase.load for phase in plan.phases if phase.name == "overload") * plan.capacity
 
 
+def _each(found: Mapping[str, Measures], show: Callable[[Measures], str], words: str) -> str:
+    """One value per contender as a list in prose; the words stand in the first item only."""
+    items = [
+        f"{show(m)} {words if not number else 'with'} {_SPOKEN[name]}" for number, (name, m) in enumerate(found.items())
+    ]
+    return ", ".join(items[:-1]) + (" and " if len(items) > 1 else "") + items[-1]
+
+
+def _fates(found: Mapping[str, Measures]) -> list[str]:
+    """How the contenders recovered; those who fared alike share a sentence."""
+    fates: dict[str, list[str]] = {}
+    for name, m in found.items():
+        fates.setdefault(_back(m), []).append(_SPOKEN[name])
+    return [f"{_capital(' and '.join(names))} {fate}." for fate, names in fates.items()]
+
+
 def _capital(text: str) -> str:
     return text if text.startswith("deepseek") else text[0].upper() + text[1:]
 
@@ -127,13 +145,15 @@ def _capital(text: str) -> str:
 def _back(m: Measures) -> str:
     times = (m.after_overload, m.after_outage)
     if times == (None, None):
-        return "it never recovered, neither from the overload nor from the outage, though the load was below capacity"
+        return (
+            "never recovered, neither from the overload nor from the outage, though the load was below capacity again"
+        )
     parts = [
-        f"{'did not recover' if time is None else 'recovered ' + _after(time)} {phase}"
-        for time, phase in zip(times, ("from the overload", "from the outage"), strict=True)
+        f"did not recover from the {cause}" if time is None else f"was back {_after(time)} the {cause}"
+        for time, cause in zip(times, ("overload", "outage"), strict=True)
     ]
-    return f"it {parts[0]} and {parts[1]}"
+    return " and ".join(parts)
 
 
 def _after(time: float) -> str:
-    return "at once" if time == 0 else f"after {time:.1f} s"
+    return "at once after" if time == 0 else f"{time:.1f} s after"

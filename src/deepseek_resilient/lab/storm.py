@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Self
 
+from .load import RESULT
 from .plan import SLOT, CallRecord, Outcome
 from .process import LabProcess
 
@@ -92,7 +93,7 @@ def _listen(
     while open_ends:
         generator, line = _next(heard, _PATIENCE)
         message = json.loads(line)
-        if "calls" in message:
+        if line.startswith(RESULT):
             open_ends -= 1
             _add(outcome, message)
             continue
@@ -102,9 +103,7 @@ def _listen(
             totals = (sum(said[key] for said in latest.values()) for key in ("answered", "attempts"))
             now = Progress(message["at"], *totals)
             span = max(now.at - before.at, SLOT / 2)
-            progress(
-                Progress(now.at, (now.answered - before.answered) / span, (now.attempts - before.attempts) / span)
-            )
+            progress(Progress(now.at, (now.answered - before.answered) / span, (now.attempts - before.attempts) / span))
             before = now
     outcome.calls.sort(key=lambda call: call.began)
     outcome.circuit.sort()
@@ -172,15 +171,18 @@ class _Generator:
                 self._process.stdin.flush()
 
     def complaint(self) -> str:
-        """The last line it wrote to stderr."""
+        """Its exit status, or the last line it wrote to stderr."""
         self._errors.seek(0)
         lines = self._errors.read(65536).decode("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else f"exit status {self._process.wait()}"
 
     def _read(self) -> None:
+        over = False
         for line in self._process.stdout or ():
             self._heard.put((self, line))
-        self._heard.put((self, ""))
+            over = line.startswith(RESULT)
+        if not over:
+            self._heard.put((self, ""))
 
 
 class _Core:

@@ -1,0 +1,291 @@
+"""The checks of `doctor`. Each gives findings: a level, what was seen, and what to do about it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import queue
+import re
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+Level = Literal["ok", "warning", "problem"]
+
+LIMIT: Final = 3.0
+"""Seconds for the way to the server, all in all."""
+
+_OPTIONAL: Final = {
+    "uvloop": "optional; makes the lab's server faster",
+    "anthropic": "optional; for DeepSeek's Anthropic address",
+}
+_PROXIES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report; `advice` is empty where nothing is to be done."""
+
+    name: str
+    level: Level
+    text: str
+    advice: str = ""
+
+
+def run_checks(environ: Mapping[str, str]) -> list[Finding]:
+    """All of them, in the order in which they are read."""
+    return [
+        *_versions(), _key(environ), _address(environ), *_proxies(environ), _settings(environ), _reachable(environ),
+        _gpu(), _cores(), _memory(),
+    ]  # fmt: skip
+
+
+def policy_lines(environ: Mapping[str, str]) -> list[str]:
+    """The policy in force as `describe()` tells it; nothing when the settings are wrong."""
+    from deepseek_resilient import ConfigError, Policy
+    from deepseek_resilient.description import describe
+
+    try:
+        return describe(Policy.from_env(environ)).splitlines()
+    except ConfigError:
+        return []
+
+
+def _versions() -> Iterator[Finding]:
+    from deepseek_resilient import __version__
+
+    yield Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield Finding("deepseek_resilient", "ok", __version__)
+    for name in _required():
+        version = _version(name)
+        if version:
+            yield Finding(name, "ok", version)
+        else:
+            yield Finding(name, "problem", "not installed, but needed", f"pip install {name}")
+    for name, use in _OPTIONAL.items():
+        yield Finding(name, "ok", _version(name) or f"not installed ({use})")
+
+
+def _required() -> list[str]:
+    """What the package's own metadata say it needs, extras left out."""
+    try:
+        wanted = importlib.metadata.requires("deepseek-resilient") or []
+    except importlib.metadata.PackageNotFoundError:
+        wanted = ["httpx", "httpx2", "openai", "pybreaker", "tenacity"]
+    names = (re.match(r"[A-Za-z0-9._-]+", line) for line in wanted if "extra ==" not in line)
+    return [name[0] for name in names if name]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def key_problem(key: str) -> str:
+    """What a key has that no header can carry: HTTP libraries refuse it with a text that shows the key."""
+    if key.isascii() and key.isprintable() and key == key.strip() and key[:1] not in ("'", '"'):
+        return ""
+    return "blanks at its ends, quotes, line breaks, or letters beyond ASCII"
+
+
+def _key(environ: Mapping[str, str]) -> Finding:
+    key = environ.get("DEEPSEEK_API_KEY", "")
+    if not key:
+        return Finding(
+            "key", "warning", "not set", "export DEEPSEEK_API_KEY=...   (keys: https://platform.deepseek.com/api_keys)"
+        )
+    text = f"set ({len(key)} characters)"
+    if problem := key_problem(key):
+        return Finding("key", "problem", f"{text}, with {problem}", "set DEEPSEEK_API_KEY again without them")
+    return Finding("key", "ok", text)
+
+
+def _address(environ: Mapping[str, str]) -> Finding:
+    address, problem = _read_address(environ)
+    if problem:
+        return Finding("address", "problem", _bare(address), problem)
+    host = urlsplit(address).hostname or ""
+    if address.startswith("http://") and host not in ("localhost", "127.0.0.1", "::1"):
+        return Finding("address", "warning", _bare(address), "http:// sends the key in the clear: use https://")
+    text = _bare(address) + ("" if environ.get("DEEPSEEK_BASE_URL") else " (the default)")
+    return Finding("address", "ok", text)
+
+
+def _read_address(environ: Mapping[str, str]) -> tuple[str, str]:
+    """The address in force, and what is wrong with it."""
+    from deepseek_resilient import wire
+
+    address = environ.get("DEEPSEEK_BASE_URL") or wire.BASE_URL
+    try:
+        parts = urlsplit(address)
+        _ = parts.port
+        good = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        good = False
+    return address, "" if good else f"DEEPSEEK_BASE_URL must be an address such as {wire.BASE_URL}"
+
+
+def _bare(address: str) -> str:
+    """An address without the user and password it may carry."""
+    return re.sub(r"//[^/@]*@", "//***@", address)
+
+
+def _proxies(environ: Mapping[str, str]) -> Iterator[Finding]:
+    for name in _PROXIES:
+        value = environ.get(name) or environ.get(name.lower())
+        if value:
+            yield Finding(name, "ok", _bare(value))
+
+
+def _settings(environ: Mapping[str, str]) -> Finding:
+    from deepseek_resilient import ConfigError, Policy
+    from deepseek_resilient.config import ENV_PREFIX
+
+    names = sorted(name for name in environ if name.startswith(ENV_PREFIX))
+    try:
+        Policy.from_env(environ)
+    except ConfigError as error:
+        return Finding("settings", "problem", str(error), f"set {error.field} right, or unset it")
+    return Finding("settings", "ok", ", ".join(names) or f"the defaults (no {ENV_PREFIX}* variable)")
+
+
+def _reachable(environ: Mapping[str, str]) -> Finding:
+    """GET /models, with the key if there is one; without one any answer shows that there is a way."""
+    address, problem = _read_address(environ)
+    if problem:
+        return Finding("reachable", "problem", "not tried", "first the address must be right")
+    key = environ.get("DEEPSEEK_API_KEY", "")
+    if key_problem(key):
+        return Finding("reachable", "problem", "not tried", "first the key must be right")
+    answers: queue.SimpleQueue[Finding] = queue.SimpleQueue()
+    # in a thread: looking up a name cannot be given a limit
+    threading.Thread(target=lambda: answers.put(_try(address, key)), daemon=True).start()
+    try:
+        return answers.get(timeout=LIMIT)
+    except queue.Empty:
+        return _unreachable(f"no answer within {LIMIT:g} s")
+
+
+def _try(address: str, key: str) -> Finding:
+    import ssl
+
+    import httpx2
+
+    try:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        url = f"{address.rstrip('/')}/models"
+        with httpx2.Client(timeout=LIMIT) as client:
+            answer = client.get(url, headers=headers)
+        milliseconds = answer.elapsed.total_seconds() * 1000
+    except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeEncodeError, OSError) as error:
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and len(causes) < 9:
+            causes.append(cause)
+        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+            return Finding(
+                "reachable", "problem", f"its certificate is not trusted: {error}",
+                "behind a company's proxy: SSL_CERT_FILE=its-certificate.pem; otherwise check address and clock",
+            )  # fmt: skip
+        return _unreachable(str(error) or type(error).__name__)
+    text = f"answered {answer.status_code} in {milliseconds:.0f} ms"
+    if answer.status_code == 200 or (not key and answer.status_code == 401):
+        return Finding("reachable", "ok", text if key else f"{text} (no key was sent)")
+    if answer.status_code in (401, 403):
+        return Finding("reachable", "problem", f"{text}: the key was not accepted", "check DEEPSEEK_API_KEY")
+    if answer.status_code == 404:
+        return Finding("reachable", "warning", text, "no /models here: is the path of DEEPSEEK_BASE_URL right?")
+    return Finding("reachable", "warning", text, "the server is there but not well: https://status.deepseek.com")
+
+
+def _unreachable(why: str) -> Finding:
+    if "resol" in why or "Name or service" in why or "nodename" in why:
+        advice = "the name cannot be looked up: check its spelling, the network, and HTTPS_PROXY"
+    elif "refused" in why:
+        advice = "nothing listens there: check host and port of DEEPSEEK_BASE_URL"
+    else:
+        advice = "check the network; behind a firewall set HTTPS_PROXY"
+    return Finding("reachable", "problem", why, advice)
+
+
+def _gpu() -> Finding:
+    for look in (_nvidia, _nvidia_driver, _amd, _apple):
+        seen = look()
+        if seen:
+            return Finding("gpu", "ok", seen)
+    return Finding("gpu", "ok", "none found: a local fallback would run on the CPU")
+
+
+def _nvidia() -> str | None:
+    try:
+        pynvml: Any = importlib.import_module("pynvml")  # of the package nvidia-ml-py; never a dependency
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        try:
+            cards = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+            return ", ".join(
+                f"{_text(pynvml.nvmlDeviceGetName(card))} ({pynvml.nvmlDeviceGetMemoryInfo(card).total >> 30} GiB)"
+                for card in cards
+            )
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def _nvidia_driver() -> str | None:
+    line = _first_line(Path("/proc/driver/nvidia/version"))
+    return f"NVIDIA driver ({line.removeprefix('NVRM version: ').strip()})" if line else None
+
+
+def _amd() -> str | None:
+    if any(_first_line(vendor) == "0x1002" for vendor in Path("/sys/class/drm").glob("card*/device/vendor")):
+        return "AMD (by /sys/class/drm)"
+    return None
+
+
+def _apple() -> str | None:
+    return "Apple, on the chip" if platform.system() == "Darwin" and platform.machine() == "arm64" else None
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
+    except OSError:
+        return ""
+
+
+def _cores() -> Finding:
+    try:
+        usable = len(os.sched_getaffinity(0))
+    except AttributeError:
+        usable = os.cpu_count() or 1
+    return Finding("cores", "ok", f"{usable} usable of {os.cpu_count() or usable}")
+
+
+def _memory() -> Finding:
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return Finding("memory", "ok", "unknown")
+    granted = _first_line(Path("/sys/fs/cgroup/memory.max"))
+    limit = f", {_gibibytes(int(granted))} of it granted" if granted.isdecimal() and int(granted) < total else ""
+    return Finding("memory", "ok", f"{_gibibytes(total)}{limit}")
+
+
+def _gibibytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

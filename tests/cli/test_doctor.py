@@ -1,0 +1,110 @@
+"""`doctor`: what it sees, what it makes of it, and what it never shows."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .command import C_LOCALE, environment, inside, run
+
+if TYPE_CHECKING:
+    from deepseek_resilient.lab import LabProcess
+
+
+def findings(env: dict[str, str]) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The exit status, and what `--json` tells by name."""
+    status, out, err = inside("doctor", "--json", env=env)
+    assert "" == err
+    told = json.loads(out)
+    assert told["ok"] is (status == 0)
+    return status, {finding["name"]: finding for finding in told["findings"]}
+
+
+def test_all_is_well(keyed: dict[str, str]) -> None:
+    """Exit status 0, a mark on each finding, the policy below; the key is not shown."""
+    status, out, err = run("doctor", env=keyed)
+    assert (0, "") == (status, err)
+    first, _, policy = out.partition("\n\n")
+    assert all(line.startswith("✓") for line in first.splitlines())
+    assert "set (19 characters)" in first
+    assert "answered 200" in first
+    assert "1. deadline" in policy
+    assert "0123456789" not in out
+    assert "\x1b" not in out
+
+
+def test_a_missing_key_is_a_warning_only(lab: LabProcess) -> None:
+    """Without a key nothing is sent but a request that shows the way is open."""
+    status, found = findings(environment(DEEPSEEK_BASE_URL=lab.base_url))
+    assert (0, "warning", "ok") == (status, found["key"]["level"], found["reachable"]["level"])
+    assert "export DEEPSEEK_API_KEY" in found["key"]["advice"]
+
+
+def test_a_refused_key_must_be_put_right(keyed: dict[str, str]) -> None:
+    """401 is a problem, and the key does not appear."""
+    status, found = findings({**keyed, "DEEPSEEK_API_KEY": "sk-invalid-0123456789"})
+    assert (1, "problem") == (status, found["reachable"]["level"])
+    assert "0123" not in str(found)
+
+
+@pytest.mark.parametrize("key", [" sk-0123456789", "'sk-0123456789'", "sk-01234\n56789", "sk-schlüssel"])
+def test_a_key_with_what_no_key_has(key: str, keyed: dict[str, str]) -> None:
+    """Blanks, quotes, line breaks and letters that no header can carry are told before the server refuses them."""
+    status, found = findings({**keyed, "DEEPSEEK_API_KEY": key})
+    assert (1, "problem") == (status, found["key"]["level"])
+    assert "not tried" == found["reachable"]["text"]
+    assert "0123" not in str(found)
+
+
+@pytest.mark.parametrize("address", ["api.deepseek.com", "ftp://api.deepseek.com", "https://", "http://h:port"])
+def test_a_wrong_address_is_not_tried(address: str) -> None:
+    """The address is told as wrong, and no connection is made."""
+    status, found = findings(environment(DEEPSEEK_BASE_URL=address))
+    assert (1, "problem", "not tried") == (status, found["address"]["level"], found["reachable"]["text"])
+
+
+def test_nobody_listens() -> None:
+    """A refused connection says so, and what to check; a password in an address is not shown."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: refused, and nobody else's
+        address = f"http://user:secret@127.0.0.1:{taken.getsockname()[1]}"
+        status, found = findings(environment(DEEPSEEK_BASE_URL=address))
+    assert (1, "problem") == (status, found["reachable"]["level"])
+    assert "nothing listens" in found["reachable"]["advice"]
+    assert "secret" not in str(found)
+
+
+def test_a_server_that_hangs_is_given_three_seconds() -> None:
+    """A connection without an answer ends at the limit."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        status, found = findings(environment(DEEPSEEK_BASE_URL=address))
+    assert (1, "problem") == (status, found["reachable"]["level"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("DEEPSEEK_RESILIENT_DEADLINE", "soon"), ("DEEPSEEK_RESILIENT_NONSENSE", "1")]
+)
+def test_a_wrong_setting_must_be_put_right(name: str, value: str, keyed: dict[str, str]) -> None:
+    """The ConfigError's own words, and no policy."""
+    status, out, _ = inside("doctor", env={**keyed, name: value})
+    assert 1 == status
+    assert f"✗ settings            {name}={value!r}: must be" in out
+    assert "The path of a call" not in out
+
+
+def test_proxies_are_named_without_their_password(keyed: dict[str, str]) -> None:
+    """Proxies of the environment are part of the way."""
+    _, found = findings({**keyed, "HTTPS_PROXY": "http://me:secret@proxy:8080"})
+    assert "http://***@proxy:8080" == found["HTTPS_PROXY"]["text"]
+
+
+def test_a_terminal_of_ascii_gets_ascii(keyed: dict[str, str]) -> None:
+    """LANG=C: marks and all else are ASCII."""
+    status, out, err = run("doctor", env={**keyed, **C_LOCALE})
+    assert (0, "") == (status, err)
+    assert out.isascii()
+    assert out.startswith("+ python")
