@@ -16,14 +16,16 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 import openai
 
 from deepseek_resilient import AsyncDeepSeek, AsyncResilientTransport, DeepSeek, ResilientTransport
 from deepseek_resilient.lab.process import LabProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
 
 CHAT = b'{"model":"deepseek-flash","messages":[{"role":"user","content":"' + b"x" * 900 + b'"}]}'
 STREAM = CHAT[:-1] + b',"stream":true}'
@@ -61,7 +63,8 @@ class _Memory(httpx2.BaseTransport, httpx2.AsyncBaseTransport):
 
     headers = (
         (b"content-type", b"application/json"), (b"date", b"Mon, 23 Nov 2026 10:00:00 GMT"), (b"server", b"CloudFront"),
-        (b"x-ds-trace-id", b"0123456789abcdef0123456789abcdef"), (b"transfer-encoding", b"chunked"), (b"vary", b"origin"),
+        (b"x-ds-trace-id", b"0123456789abcdef0123456789abcdef"), (b"transfer-encoding", b"chunked"),
+        (b"vary", b"origin"),
     )  # fmt: skip
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -177,14 +180,23 @@ def main() -> None:
                 lambda: sync_client(ours, 200)), "no dearer")  # fmt: skip
         for workers in (1, 64):
             abare, aours = openai.AsyncOpenAI(**options), AsyncDeepSeek(**options)
-            row(f"client, async, {workers} at a time, per call",
-                *take_turns(rounds, lambda n=workers: run(async_client(abare, 320, n)),
-                            lambda n=workers: run(async_client(aours, 320, n))), "no dearer")  # fmt: skip
+
+            def bare_calls(client: openai.AsyncOpenAI = abare, count: int = workers) -> float:
+                return run(async_client(client, 320, count))
+
+            def our_calls(client: openai.AsyncOpenAI = aours, count: int = workers) -> float:
+                return run(async_client(client, 320, count))
+
+            row(
+                f"client, async, {workers} at a time, per call", *take_turns(rounds, bare_calls, our_calls), "no dearer"
+            )
             run(_close(abare, aours))
     loop.close()
     package, client = import_time()
     print(f"{'import deepseek_resilient, ms':<44}{'':>10}{package:>10.1f}{'':>10}   <= 50")
-    print(f"{'from deepseek_resilient import DeepSeek, ms':<44}{'':>10}{client:>10.1f}{'':>10}   (the SDK's own import)")
+    print(
+        f"{'from deepseek_resilient import DeepSeek, ms':<44}{'':>10}{client:>10.1f}{'':>10}   (the SDK's own import)"
+    )
 
 
 async def _close(*clients: openai.AsyncOpenAI) -> float:

@@ -1,7 +1,8 @@
 """What an HTTP client costs: CPU microseconds per 1 KB POST and per streamed chunk, side by side in one run.
 
 The server is a process of its own on core 0, the client (this process) is on core 1, loopback only. CPU time of the
-whole process is counted, so a client with threads of its own hides nothing. Each number is the best of `--rounds`.
+whole process is counted, so a client with threads of its own hides nothing. Each number is the best of `--rounds`, in
+which the clients take turns; the worst stands beside it and shows how busy the machine was.
 Quote ratios from one run: absolute numbers belong to a machine.
 
 Run: python benchmarks/http_clients.py [--requests 1500] [--chunks 3000] [--rounds 3] [--resilient] [--uvloop]
@@ -120,15 +121,12 @@ def limits(library: Any) -> Any:
     return library.Limits(max_connections=1000, max_keepalive_connections=100)
 
 
-async def measure(work: Callable[[int], Awaitable[int]], units: int, rounds: int) -> float:
-    """CPU microseconds per unit of `work`, best of the rounds; one small round to warm up is not counted."""
+async def measure(work: Callable[[int], Awaitable[int]], units: int) -> float:
+    """CPU microseconds per unit of `work`; a small run to warm up is not counted."""
     await work(max(units // 20, CONNECTIONS))
-    best = float("inf")
-    for _ in range(rounds):
-        before = time.process_time()
-        done = await work(units)
-        best = min(best, (time.process_time() - before) / done * 1e6)
-    return best
+    before = time.process_time()
+    done = await work(units)
+    return (time.process_time() - before) / done * 1e6
 
 
 async def asynchronous(case: Case, url: str, options: argparse.Namespace) -> list[float]:
@@ -161,9 +159,9 @@ async def asynchronous(case: Case, url: str, options: argparse.Namespace) -> lis
             return count
 
         return [
-            await measure(one_after_the_other, options.requests, options.rounds),
-            await measure(at_once, options.requests, options.rounds),
-            await measure(stream, options.chunks, options.rounds),
+            await measure(one_after_the_other, options.requests),
+            await measure(at_once, options.requests),
+            await measure(stream, options.chunks),
             max(merged),
         ]
 
@@ -197,9 +195,9 @@ async def synchronous(case: Case, url: str, options: argparse.Namespace) -> list
             return count
 
         return [
-            await measure(one_after_the_other, options.requests, options.rounds),
-            await measure(at_once, options.requests, options.rounds),
-            await measure(stream, options.chunks, options.rounds),
+            await measure(one_after_the_other, options.requests),
+            await measure(at_once, options.requests),
+            await measure(stream, options.chunks),
             max(merged),
         ]
 
@@ -229,15 +227,22 @@ def main() -> None:
         assert server.stdout is not None
         url = f"http://127.0.0.1:{int(server.stdout.readline())}/chat/completions"
         packages = ", ".join(f"{name} {version(name)}" for name in ("httpx", "httpx2", "aiohttp"))
-        print(f"CPU µs, best of {options.rounds}; {packages}; {'resilient' if options.resilient else 'bare'}")
-        print(f"{'client':26}{'POST, 1 connection':>20}{f'POST, {CONNECTIONS} at once':>20}{'stream chunk':>16}")
-        for name, (is_async, case) in cases().items():
-            if options.only and options.only not in name:
-                continue
-            with asyncio.Runner(loop_factory=factory) as runner:
-                numbers = runner.run((asynchronous if is_async else synchronous)(case, url, options))
-            note = f"  (held back: {numbers[3]:.0f} chunks in one)" if numbers[3] > 2 else ""
-            print(f"{name:26}{numbers[0]:20.0f}{numbers[1]:20.0f}{numbers[2]:16.1f}{note}", flush=True)
+        where = "inside our transport" if options.resilient else "bare"
+        print(f"CPU µs, best of {options.rounds} rounds (and the worst); {packages}; {where}")
+        seen: dict[str, list[list[float]]] = {}
+        for _ in range(options.rounds):  # clients by turns, so that a busy minute of the machine falls on all of them
+            for name, (is_async, case) in cases().items():
+                if options.only and options.only not in name:
+                    continue
+                with asyncio.Runner(loop_factory=factory) as runner:
+                    numbers = runner.run((asynchronous if is_async else synchronous)(case, url, options))
+                seen.setdefault(name, []).append(numbers)
+    print(f"{'client':26}{'POST, 1 connection':>20}{f'POST, {CONNECTIONS} at once':>20}{'stream chunk':>20}")
+    for name, rounds in seen.items():
+        cells = [f"{min(column):.0f} ({max(column):.0f})" for column in zip(*rounds, strict=True)]
+        held = max(numbers[3] for numbers in rounds)
+        note = f"  held back: {held:.0f} chunks in one" if held > 5 else ""
+        print(f"{name:26}{cells[0]:>20}{cells[1]:>20}{cells[2]:>20}{note}")
 
 
 if __name__ == "__main__":

@@ -118,8 +118,8 @@ class ResilientTransport(_Resilient, httpx.BaseTransport, httpx2.BaseTransport):
 class AsyncResilientTransport(_Resilient, httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):
     """For `httpx.AsyncClient` and `httpx2.AsyncClient` on asyncio or uvloop; arguments as `ResilientTransport`.
 
-    The inner transport that is made where none is given is an `AiohttpTransport`: half the cost of the libraries' own.
-    It may be used from several event loops; with another inner transport, one transport belongs to one event loop.
+    The inner transport that is made where none is given is an `AiohttpTransport`, which costs less than the libraries'
+    own. It may be used from several event loops; with another inner transport, one transport belongs to one event loop.
     """
 
     def __init__(

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import pty
+import queue
 import re
 import select
 import signal
+import time
 import xml.etree.ElementTree as Tree
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from .command import C_LOCALE, alive, descendants, environment, run, start, until
+from deepseek_resilient.lab import LabProcess, storm
+from deepseek_resilient.lab.load import RESULT
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from .command import C_LOCALE, alive, descendants, environment, run, start, until
 
 SMALL = ("demo", "--seconds", "4", "--rate", "40", "--seed", "7")
 BRIEF = ("demo", "--seconds", "3", "--rate", "20", "--only", "naive")
@@ -116,6 +119,34 @@ def test_a_killed_demo_leaves_no_process(tmp_path: Path) -> None:
     demo.kill()
     demo.communicate(timeout=30)
     until(lambda: not alive(children), 8)
+
+
+def test_a_load_generator_that_dies_is_told(tmp_path: Path) -> None:
+    """Nothing is made up of half a storm: status 2, one sentence, no picture, no process."""
+    demo = start("demo", "--seconds", "60", "--rate", "20", cwd=tmp_path)
+    children = processes_of(demo)
+    loads = [pid for pid in children if b"lab.load" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(loads[0], signal.SIGKILL)
+    out, err = demo.communicate(timeout=30)
+    assert (2, b"") == (demo.returncode, out)
+    assert b"deepseek-resilient: a load generator ended too early: exit status -9" == err.splitlines()[-1]
+    assert set() == alive(children)
+    assert [] == [*tmp_path.iterdir()]
+
+
+def test_a_load_generator_may_end_before_the_others() -> None:
+    """Its end after its result is no failure."""
+    heard: queue.SimpleQueue[tuple[Any, str]] = queue.SimpleQueue()
+    with LabProcess() as lab:
+        limits = {"attempt_timeout": 1.0, "patience": 1.0, "pause": 0.1}
+        order = {"contender": "naive", "url": lab.base_url, "arrivals": [0.1], "seconds": 0.6, "limits": limits}
+        with storm._Generator(order, heard) as generator:
+            assert "ready\n" == heard.get(timeout=15)[1]
+            generator.tell(repr(time.monotonic()))
+            generator._reader.join(15)
+    lines = [heard.get_nowait()[1] for _ in range(heard.qsize())]
+    assert lines[-1].startswith(RESULT)
+    assert json.loads(lines[-1])["calls"][0][2] is True
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from deepseek_resilient import (
     RetryPolicy,
     wait_full_jitter,
 )
-from deepseek_resilient.events import Event
+from deepseek_resilient.events import Event  # noqa: TC001 -- as users write it
 
 
 def listen(event: Event) -> None:

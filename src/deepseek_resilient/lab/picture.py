@@ -59,7 +59,7 @@ def draw(plan: Plan, outcomes: Sequence[Outcome], day: date) -> str:
     answered = [per_second([c.ended for c in o.calls if c.answered and c.ended is not None], shown) for o in outcomes]
     attempts = [[count / SLOT for count in o.attempts[: int(shown / SLOT + 1e-6)]] for o in outcomes]
     most = max(max(rate for _, rate in offered), max((max(row) for row in answered), default=0.0)) * 1.04
-    decades = max(math.ceil(math.log10(max(max(map(max, attempts)), 10.0))), 2)
+    busiest = math.log10(max(100.0, 1.3 * max((max(row, default=0.0) for row in attempts), default=0.0)))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
         f'height="{height:g}" role="img" aria-labelledby="title"><title id="title">{escape(_summary(plan))}</title>'
@@ -76,12 +76,12 @@ def draw(plan: Plan, outcomes: Sequence[Outcome], day: date) -> str:
         left = _LEFT + number * (wide + _GAP)
         across = _Scale(0, shown, left, left + wide)
         upper = _Scale(0, most, _TOP + high, _TOP)
-        lower = _Scale(0, decades, _TOP + high + _BETWEEN + low, _TOP + high + _BETWEEN)
+        lower = _Scale(0, busiest, _TOP + high + _BETWEEN + low, _TOP + high + _BETWEEN)
         parts += _outage(plan, across, upper)
         parts += _outage(plan, across, lower)
         parts += _heading(plan, outcome, left)
         parts += _grid(upper, _steps(most), across, left if number == 0 else None)
-        parts += _grid(lower, range(decades + 1), across, left if number == 0 else None, power=True)
+        parts += _grid(lower, range(int(busiest) + 1), across, left if number == 0 else None, power=True)
         parts += _times(shown, across, lower.low)
         good = _points(answered[number], across, upper)
         first, last = (f"{across(at):.1f},{upper.low:.1f}" for at in (SLOT / 2, (len(answered[number]) - 0.5) * SLOT))
@@ -167,8 +167,12 @@ def _grid(up: _Scale, marks: Sequence[float], across: _Scale, labels: float | No
         kind = "axis" if mark == 0 else "grid"
         parts.append(f'<line class="{kind}" x1="{across.low:g}" x2="{across.high:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
         if labels is not None:
-            parts.append(_text(labels - 6, y + 4, f"{10**mark if power else mark:,.0f}", "soft", "end"))
+            parts.append(_text(labels - 6, y + 4, _short(10.0**mark if power else mark), "soft", "end"))
     return parts
+
+
+def _short(value: float) -> str:
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
 
 
 def _times(shown: float, across: _Scale, y: float) -> list[str]:

@@ -18,9 +18,7 @@ HEADERS = {"authorization": "Bearer simulated"}
 
 def virtual_request(body: bytes, *, path: str = "/chat/completions", method: str = "POST") -> Request:
     """A request to the simulated DeepSeek; its headers are in `native`, where a test may add to them."""
-    return Request(
-        method=method, origin="https://virtual", path=path, body=body, account=1, native=dict(HEADERS)
-    )
+    return Request(method=method, origin="https://virtual", path=path, body=body, account=1, native=dict(HEADERS))
 
 
 class VirtualDeepSeek:
