@@ -1,9 +1,9 @@
 """The default inner transport of our asynchronous side: `httpx2` in front, `aiohttp` behind.
 
 httpx2's own asynchronous transport costs about half as much again per call and per streamed chunk, and three times as
-much with 64 calls at once (`benchmarks/http_clients.py`). The package httpx-aiohttp costs what this module does, and
-was turned down by `tests/e2e`: it tells a refused, broken or untrusted connection as a connect timeout, loses a body
-that was read from a stream, rewrites URLs, and warns about large bodies, proxies with a password and unclosed sessions.
+much with 64 calls at once (`benchmarks/http_clients.py`). The package httpx-aiohttp costs as much as this module
+and was turned down by `tests/e2e`: it tells a refused, broken or untrusted connection as a connect timeout, loses a body that
+was read from a stream, rewrites URLs, and warns about large bodies, proxies with a password and unclosed sessions.
 
 What is different from httpx2's own: HTTP/1.1 only, no SOCKS; a GET on a connection that the server has just closed is
 repeated once by aiohttp itself.
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import ssl
 
 _LARGE: Final = 1 << 20
-_QUIET: Final = 1.0
 _HEAD_LIMIT: Final = 100 << 10
 _ADDED_BY_AIOHTTP: Final = ("accept", "accept-encoding", "content-type", "user-agent")
 
@@ -77,18 +76,15 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
         self._bodies: set[_Body] = set()
         self._pid = os.getpid()
-        self._used = 0.0
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send, and return the head with the body to be read."""
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop) or self._open(loop)
-        now = loop.time()
-        if now - self._used > _QUIET:
-            # a blocked loop may not have seen yet that the server closed an idle connection: two turns show it
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        self._used = now
+        # aiohttp reuses a connection unless the loop has seen it close, which one that was busy has not: two turns of
+        # the loop show it. Without them a server that hangs up between requests costs a repeat each time
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
         limits = request.extensions.get("timeout") or {}
         timeout = aiohttp.ClientTimeout(
             connect=limits.get("pool"), sock_connect=limits.get("connect"), sock_read=limits.get("read")

@@ -198,8 +198,11 @@ def exception_of(library: Library, failure: Failure) -> BaseException:
         return silent(failure.message, partial=failure.partial)
     original = failure.exception
     if original is None:
-        fallback: BaseException = library.RemoteProtocolError(failure.message)
-        return fallback
+        unusable = failure.kind is FailureKind.UNUSABLE
+        plain: BaseException = (library.LocalProtocolError if unusable else library.RemoteProtocolError)(
+            failure.message
+        )
+        return plain
     if library_of(original) is library or not hasattr(library, type(original).__name__):
         return original
     translated: BaseException = getattr(library, type(original).__name__)(str(original))
@@ -211,13 +214,26 @@ def _exceptions(library: Library) -> tuple[type[Exception], type[StreamInterrupt
     class DeadlineExceeded(DeadlineExceededError, library.ReadTimeout):  # type: ignore[misc]
         __doc__ = DeadlineExceededError.__doc__
 
+        def __reduce__(self) -> tuple[object, ...]:
+            return _unpickle, (library.__name__, 0, {"message": str(self)})
+
     class StreamCut(StreamInterruptedError, library.RemoteProtocolError):  # type: ignore[misc]
         __doc__ = StreamInterruptedError.__doc__
+
+        def __reduce__(self) -> tuple[object, ...]:
+            return _unpickle, (library.__name__, 1, {"message": str(self), "partial": self.partial})
 
     class StreamSilent(StreamInterruptedError, library.ReadTimeout):  # type: ignore[misc]
         __doc__ = StreamInterruptedError.__doc__
 
+        def __reduce__(self) -> tuple[object, ...]:
+            return _unpickle, (library.__name__, 2, {"message": str(self), "partial": self.partial})
+
     return DeadlineExceeded, StreamCut, StreamSilent
+
+
+def _unpickle(library: str, which: int, values: dict[str, str]) -> Exception:
+    return _exceptions(httpx if library == "httpx" else httpx2)[which](**values)
 
 
 _KINDS = {
@@ -241,5 +257,7 @@ def failure_of(error: Exception) -> Failure | None:
     for base in type(error).__mro__:
         kind = _KINDS.get(base.__name__)
         if kind is not None:
+            if kind is FailureKind.UNUSABLE:  # the library quotes what it rejects, the header with the key as well
+                return Failure(kind, f"{type(error).__name__}: the request cannot be sent (illegal URL or header)")
             return Failure(kind, f"{type(error).__name__}: {error}", error)
     return None

@@ -177,6 +177,8 @@ def _key(given: Any) -> Any:
         raise openai.OpenAIError(
             "No API key: pass api_key=, or set DEEPSEEK_API_KEY (keys: https://platform.deepseek.com/api_keys)."
         )
+    if isinstance(key, str) and not (key.isascii() and key.isprintable()):
+        raise openai.OpenAIError("The API key has a character that no header may hold (a line break, perhaps).")
     return key
 
 

@@ -73,7 +73,7 @@ class HttpSender:
             if opened.body is None:
                 if opened.limits is not None and effect.until is not None:
                     left = max(effect.until - self._clock(), _SHORTEST)
-                    opened.limits["read"] = max(left, opened.patience or 0.0)
+                    opened.limits["read"] = None if opened.patience is None else max(left, opened.patience)
                 opened.body = iter(opened.response.stream)
             while True:
                 chunk: bytes = next(opened.body)

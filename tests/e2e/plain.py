@@ -27,9 +27,8 @@ class Plain:
 
     def transport(self, given: Any = None, **options: Any) -> Any:
         """Our transport around `given`, by default around its own."""
-        if self.is_async:
-            return AsyncResilientTransport(given, policy=policy(), **options)
-        return ResilientTransport(given, policy=policy(), **options)
+        options.setdefault("policy", policy())
+        return AsyncResilientTransport(given, **options) if self.is_async else ResilientTransport(given, **options)
 
     def wire(self, library: Any = None, **options: Any) -> Any:
         """A transport of the library itself."""

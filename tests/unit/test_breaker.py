@@ -182,6 +182,14 @@ class BreakerMachine(RuleBasedStateMachine):
         for state in change:
             self.enter(state)
 
+    @precondition(lambda self: self.state == self.stored == CLOSED)
+    @rule(kinds=st.lists(st.sampled_from([OK, OK, OK, FAULT]), max_size=12))
+    def traffic(self, kinds):
+        for kind in kinds:
+            if self.state == CLOSED:
+                self.acquire()
+                self.record(-1, kind, 0.0)
+
     @precondition(lambda self: self.held)
     @rule(which=st.integers(0, 100))
     def release(self, which):
@@ -268,6 +276,39 @@ def test_the_window_forgets_within_one_slice(age, attempts):
         assert (attempts, attempts) == (
             it.breaker.statistics(start + age).attempts, it.breaker.statistics(start + age).failures,
         )  # fmt: skip
+
+
+def test_the_window_slides_slice_by_slice():
+    """In small steps, each attempt is counted in its own and the nine following slices, and not in the tenth."""
+    it = Circuit(sampling_duration=10.0, minimum_throughput=1000)
+    times = [step * 0.25 for step in range(200)]
+    for step, now in enumerate(times):
+        it.attempt(now, FAULT if step % 3 else OK)
+        seen = [earlier for earlier in range(step + 1) if int(times[earlier]) > int(now) - 10]
+        found = it.breaker.statistics(now)
+        assert (len(seen), sum(earlier % 3 > 0 for earlier in seen)) == (found.attempts, found.failures)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "ratio", "state"),
+    [
+        (3, 1, 0.5, CLOSED),
+        (2, 2, 0.5, OPEN),
+        (7, 3, 0.3, OPEN),
+        (8, 2, 0.3, CLOSED),
+        (1, 9, 1.0, CLOSED),
+        (0, 1, 1.0, OPEN),
+    ],
+)
+def test_the_ratio_is_that_of_all_attempts(good, bad, ratio, state):
+    """With enough attempts, it opens at the ratio and not below it."""
+    it = Circuit(failure_ratio=ratio, minimum_throughput=1)
+    for _ in range(good):
+        it.attempt(0.0, OK)
+    for number in range(bad):
+        assert CLOSED == it.state(), number
+        it.attempt(0.0, FAULT)
+    assert state == it.state()
 
 
 def test_old_failures_do_not_open_it():
@@ -441,12 +482,28 @@ def test_a_circuit_that_another_process_opened_is_open_here():
     assert [(CLOSED, OPEN), (OPEN, CLOSED)] == it.told.changes
 
 
-def test_a_storage_that_is_open_at_the_start_is_respected():
-    """A process that starts during an outage asks for a probe, not for everything."""
-    storage = pybreaker.CircuitMemoryStorage(OPEN)
-    it = Breaker(BreakerPolicy(), threading.RLock(), Random(1), make_circuit("t", (), storage), lambda *_: None)
-    assert Permit(1, True) == it.try_acquire(1000.0)
+@pytest.mark.parametrize("now", [0.0, 1000.0])
+@pytest.mark.parametrize("state", [OPEN, HALF_OPEN])
+def test_a_storage_that_is_not_closed_at_the_start_is_respected(state, now):
+    """A process that starts during an outage gives probes from its first moment on, and closes it as any other."""
+    storage = pybreaker.CircuitMemoryStorage(state)
+    policy = BreakerPolicy(probes=2, probe_interval=0.0, probe_successes=2)
+    it = Breaker(policy, threading.RLock(), Random(1), make_circuit("t", (), storage), lambda *_: None)
+    assert 0.0 == it.statistics(now).opens_in
+    permits = [it.try_acquire(now) for _ in range(3)]
+    assert [True, True, float] == [permit.probe if isinstance(permit, Permit) else type(permit) for permit in permits]
     assert HALF_OPEN == storage.state
+    it.record(permits[0], now, OK, 0.0)
+    assert HALF_OPEN == storage.state
+    it.record(permits[1], now, OK, 0.0)
+    assert CLOSED == storage.state
+
+
+def test_the_first_seconds_of_a_clock_are_like_all_others():
+    """Opened at 0, it gives its first probe when the break is over."""
+    it = Circuit(minimum_throughput=1, break_duration=0.25, jitter=0.0)
+    it.attempt(0.0, FAULT)
+    assert Permit(2, True) == it.breaker.try_acquire(0.25)
 
 
 def test_the_users_own_hand_is_followed():

@@ -44,7 +44,7 @@ def test_effects_carry_what_they_are_given():
     """Defaults are no limits."""
     request, head, response = ask(), reply(), Response(200, [], b"")
     send = Send(request)
-    assert (request, None, None, None, True) == (send.request, send.connect, send.until, send.patience, send.bounded)
+    assert (request, None, None, 0.0, True) == (send.request, send.connect, send.until, send.patience, send.bounded)
     full = Send(request, connect=1.0, until=2.0, patience=3.0, bounded=False)
     assert (1.0, 2.0, 3.0, False) == (full.connect, full.until, full.patience, full.bounded)
     assert (head, 3.0) == (Read(head, until=3.0).reply, Read(head, until=3.0).until)

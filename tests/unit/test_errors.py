@@ -3,9 +3,13 @@
 import json
 import pickle
 
+import httpx
+import httpx2
 import pytest
 
 from deepseek_resilient import errors
+from deepseek_resilient.bridge import exception_of
+from deepseek_resilient.core.messages import Failure, FailureKind
 from deepseek_resilient.core.refusal import response_of
 from deepseek_resilient.errors import (
     CircuitOpenError,
@@ -78,6 +82,19 @@ def test_rejections_survive_pickling(kind):
     error = kind("text", step="gate", retry_after=2.0, http_status=402)
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 -- our own bytes
     assert (kind, "text", vars(error)) == (type(copy), str(copy), vars(copy))
+
+
+@pytest.mark.parametrize("kind", [FailureKind.TIMEOUT, FailureKind.CUT, FailureKind.SILENT])
+@pytest.mark.parametrize("library", [httpx, httpx2])
+def test_what_a_transport_raises_survives_pickling(library, kind):
+    """A worker process can hand it to its parent, with the partial text."""
+    error = exception_of(library, Failure(kind, "text", partial="so far"))
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 -- our own bytes
+    assert (type(error), str(error), getattr(error, "partial", "")) == (
+        type(copy),
+        str(copy),
+        getattr(copy, "partial", ""),
+    )
 
 
 @pytest.mark.parametrize(

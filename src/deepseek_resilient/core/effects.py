@@ -43,7 +43,7 @@ class Send(Effect["Reply | Failure"]):
 
     `connect` bounds the connection in seconds (None: only `until`); `until` is the monotonic instant at which the
     driver must have answered (None: never); `patience` is the longest that any later `Read` of this reply may wait
-    beyond its first. `bounded` False leaves the limits to the caller's own request.
+    beyond its first (0: no longer; None: for ever). `bounded` False leaves the limits to the caller's own request.
     """
 
     __slots__ = ("bounded", "connect", "patience", "request", "until")
@@ -54,7 +54,7 @@ class Send(Effect["Reply | Failure"]):
         *,
         connect: float | None = None,
         until: float | None = None,
-        patience: float | None = None,
+        patience: float | None = 0.0,
         bounded: bool = True,
     ) -> None:
         self.request = request

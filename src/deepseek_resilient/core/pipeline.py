@@ -142,7 +142,7 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
         call.request,
         connect=call.connect,
         until=until,
-        patience=policy.stream.silence if info.stream else None,
+        patience=policy.stream.silence if info.stream else 0.0,
     )
     if isinstance(reply, Failure):
         return _failed(runtime, call, attempt, judge.of_failure(reply), reply)
