@@ -1,9 +1,10 @@
 """The default inner transport of our asynchronous side: `httpx2` in front, `aiohttp` behind.
 
-httpx2's own asynchronous transport costs about half as much again per call and per streamed chunk, and three times as
-much with 64 calls at once (`benchmarks/http_clients.py`). The package httpx-aiohttp costs as much as this module
-and was turned down by `tests/e2e`: it tells a refused, broken or untrusted connection as a connect timeout, loses a body that
-was read from a stream, rewrites URLs, and warns about large bodies, proxies with a password and unclosed sessions.
+httpx2's own asynchronous transport costs about half as much again per call, twice as much per streamed chunk and three
+times as much with 64 calls at once (`benchmarks/http_clients.py`). The package httpx-aiohttp costs as much as this
+module and was turned down by `tests/e2e`: it tells a refused, broken or untrusted connection as a connect timeout,
+loses a body that was read from a stream, rewrites URLs, and warns about large bodies, proxies with a password and
+unclosed sessions.
 
 What is different from httpx2's own: HTTP/1.1 only, no SOCKS; a GET on a connection that the server has just closed is
 repeated once by aiohttp itself.
@@ -93,7 +94,9 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
             response = await session.request(
                 request.method,
                 URL(str(request.url), encoded=True),
-                headers=[(_text(name), _text(value)) for name, value in request.headers.raw if name not in _OWN],
+                headers=[
+                    (_text(name), _text(value)) for name, value in request.headers.raw if name.lower() not in _OWN
+                ],
                 data=_body_of(request),
                 allow_redirects=False,
                 timeout=timeout,
@@ -184,7 +187,7 @@ class _Body(httpx2.AsyncByteStream):
             self._response.close()
 
 
-_OWN: Final = frozenset((b"transfer-encoding", b"Transfer-Encoding"))
+_OWN: Final = frozenset((b"transfer-encoding",))
 """Headers that aiohttp writes itself where they are needed."""
 
 

@@ -6,8 +6,8 @@ The libraries have the same names for everything used here, so a library is pass
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
+from collections.abc import Coroutine
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from deepseek_resilient.drivers.aio import AioCall
     from deepseek_resilient.drivers.threads import ThreadCall
+
+Dropped = tuple[Coroutine[Any, Any, Any], Reply | None]
+"""A call that nobody holds any more, and its open reply."""
 
 Library = Any
 """The module `httpx` or `httpx2`."""
@@ -64,8 +67,7 @@ class Inners:
         self._given = None if given is None else (given, library_of(given))
         self._make = make
         self._made: dict[tuple[Library, int], Any] = {}
-        self._dropped: dict[int, deque[Reply]] = {}
-        self._lock = threading.Lock()
+        self._dropped: dict[int, deque[Dropped]] = {}
 
     def get(self, library: Library) -> tuple[Any, Library]:
         """The inner transport for requests of `library`, and the library it belongs to itself."""
@@ -73,19 +75,17 @@ class Inners:
             return self._given
         key = (library, os.getpid())
         inner = self._made.get(key)
-        if inner is None:
-            with self._lock:
-                inner = self._made.get(key) or self._made.setdefault(key, self._make(library))
+        if inner is None:  # without a lock, which a fork could leave held; a second one made meanwhile is unused
+            inner = self._made.setdefault(key, self._make(library))
         return inner, library_of(inner)
 
-    def dropped(self) -> deque[Reply]:
-        """Replies that were dropped in this process without being closed, still to be closed."""
+    def dropped(self) -> deque[Dropped]:
+        """Calls that were dropped in this process without being closed, still to be closed."""
         return self._dropped.setdefault(os.getpid(), deque())
 
     def take(self) -> list[Any]:
         """The inner transports of this process, to be closed."""
-        with self._lock:
-            made, self._made = self._made, {}
+        made, self._made = self._made, {}
         own = [inner for (_, pid), inner in made.items() if pid == os.getpid()]
         return own if self._given is None else [self._given[0]]
 
@@ -102,7 +102,8 @@ def must_be_read(library: Library, request: Any) -> bool:
 def prepare(library: Library, request: Any) -> tuple[Request, dict[str, Any]]:
     """The core's view of a native request, and the limits it carries.
 
-    Removes our own headers, and asks for no content encoding that the core cannot look into.
+    Where our own headers must go, or a content encoding must not be asked for, the request gets headers of its own for
+    the time of the call; the transport puts back what the caller gave.
     """
     url, headers = request.url, request.headers
     path = url.path
@@ -114,16 +115,20 @@ def prepare(library: Library, request: Any) -> tuple[Request, dict[str, Any]]:
     # one pass over the raw pairs: each look-up by name would normalise them all
     found = {name: value for raw, value in headers.raw if (name := raw.lower()) in _LOOKED_AT}
     account = found.get(b"authorization") or found.get(b"x-api-key")
-    limits = request.extensions.get("timeout") or {}
-    timeouts = {"timeout": limits.get("read"), "connect_timeout": limits.get("connect")}
+    timeouts: dict[str, Any] = {}
+    limits = request.extensions.get("timeout")
+    if limits is not None:
+        timeouts = {"timeout": limits.get("read"), "connect_timeout": limits.get("connect")}
     wished = found.get(_MAX_RETRIES)
     if wished is not None:
         if not wished.isdigit():
             raise ConfigError(MAX_RETRIES_HEADER, wished.decode("latin-1"), "a whole number of at least 0")
         timeouts["max_retries"] = int(wished)
+        request.headers = headers = headers.copy()
         del headers[MAX_RETRIES_HEADER]
     encodings = found.get(b"accept-encoding", b"")
-    if b"br" in encodings or b"zstd" in encodings:
+    if (b"br" in encodings or b"zstd" in encodings) and wire.dialect_of(request.method, path).is_inference:
+        request.headers = headers = headers.copy()
         headers["accept-encoding"] = "gzip, deflate"
     core_request = Request(
         method=request.method,
@@ -258,6 +263,7 @@ def failure_of(error: Exception) -> Failure | None:
         kind = _KINDS.get(base.__name__)
         if kind is not None:
             if kind is FailureKind.UNUSABLE:  # the library quotes what it rejects, the header with the key as well
-                return Failure(kind, f"{type(error).__name__}: the request cannot be sent (illegal URL or header)")
+                what = f"{type(error).__name__}: the request cannot be sent (illegal URL or header)"
+                return Failure(kind, what, type(error)(what))
             return Failure(kind, f"{type(error).__name__}: {error}", error)
     return None

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from deepseek_resilient import wire
 from deepseek_resilient.config import Policy
@@ -44,7 +44,8 @@ class Engine:
         policy: what to do; None means `Policy()`.
         listeners: called with each `events.Event`, at once, where it happens; they must not block.
         breaker_listeners: `pybreaker.CircuitBreakerListener` objects, told of changes of state.
-        breaker_storage: makes a `pybreaker.CircuitBreakerStorage` from a target's name; None keeps states in memory.
+        breaker_storage: makes a `pybreaker.CircuitBreakerStorage` from a target's name; None keeps states in
+            memory. It is asked before every attempt and must answer at once.
         clock: monotonic seconds. wall: Unix seconds, used for HTTP dates only. random: all randomness comes from it.
             These three are for simulations and tests.
     """
@@ -88,7 +89,7 @@ class Engine:
         self,
         request: Request,
         *,
-        timeout: float | None,
+        timeout: float | Literal["policy"] | None = "policy",
         connect_timeout: float | None = None,
         max_retries: int | None = None,
     ) -> CallCoroutine:
@@ -96,13 +97,14 @@ class Engine:
 
         Args:
             request: what to send.
-            timeout: seconds until the deadline, None for no limit.
+            timeout: seconds until the deadline, None for no limit; "policy" for the policy's own.
             connect_timeout: bound on one connection in seconds; the policy's bound holds as well.
             max_retries: at most this many retries for this call, instead of the policy's `retry.stop`.
         """
         runtime = self._runtime
         now = runtime.clock()
         limit = self._policy.connect_timeout
+        seconds = self._policy.deadline if timeout == "policy" else timeout
         return pipeline.run(
             runtime,
             Call(
@@ -110,7 +112,7 @@ class Engine:
                 wire.identify(request.method, request.path, request.body),
                 number=runtime.next_number(),
                 started=now,
-                deadline=None if timeout is None else now + timeout,
+                deadline=None if seconds is None else now + seconds,
                 connect=limit if connect_timeout is None else min(limit, connect_timeout),
                 max_retries=max_retries,
             ),

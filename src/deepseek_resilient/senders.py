@@ -8,15 +8,14 @@ asyncio the driver bounds every await itself and the library gets a connect limi
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TYPE_CHECKING, Any
 
-from deepseek_resilient.bridge import Library, failure_of, library_of
-from deepseek_resilient.core.messages import Reply
+from deepseek_resilient.bridge import Dropped, Library, failure_of, library_of
+from deepseek_resilient.core.messages import RawHeaders, Reply
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from deepseek_resilient.core.effects import Read, Send
     from deepseek_resilient.core.messages import Failure
@@ -39,13 +38,13 @@ class _Open:
 class HttpSender:
     """Sends through a synchronous transport. One per call; holds no state of its own.
 
-    A dropped reply goes to `dropped`, for the transport to close at its next request: the collector may run while this
-    thread holds the locks of the inner transport's pool.
+    A dropped call goes to `dropped`, for the transport to close at its next request: the collector may run while this
+    thread holds the locks of the inner transport's pool, or a listener's.
     """
 
     __slots__ = ("_clock", "_dropped", "_inner", "_library")
 
-    def __init__(self, inner: Any, library: Library, clock: Callable[[], float], dropped: deque[Reply]) -> None:
+    def __init__(self, inner: Any, library: Library, clock: Callable[[], float], dropped: deque[Dropped]) -> None:
         self._inner = inner
         self._library = library
         self._clock = clock
@@ -64,7 +63,7 @@ class HttpSender:
         except Exception as error:
             return _failure_or_raise(error)
         opened = _Open(response, limits, effect.patience)
-        return Reply(response.status_code, response.headers.raw, opened, response.extensions)
+        return Reply(response.status_code, _foreign(response.headers.raw), opened, response.extensions)
 
     def read(self, effect: Read) -> bytes | Failure:
         """The next bytes of the body."""
@@ -90,9 +89,9 @@ class HttpSender:
         """Give up the rest."""
         reply.native.response.close()  # type: ignore[attr-defined]
 
-    def abandon(self, reply: Reply) -> None:
-        """Leave it to be closed later."""
-        self._dropped.append(reply)
+    def abandon(self, coroutine: Coroutine[Any, Any, Any], reply: Reply | None) -> None:
+        """Leave them to be closed later."""
+        self._dropped.append((coroutine, reply))
 
 
 class AsyncHttpSender:
@@ -114,7 +113,8 @@ class AsyncHttpSender:
             response = await self._inner.handle_async_request(native)
         except Exception as error:
             return _failure_or_raise(error)
-        return Reply(response.status_code, response.headers.raw, _Open(response, None, None), response.extensions)
+        headers = _foreign(response.headers.raw)
+        return Reply(response.status_code, headers, _Open(response, None, None), response.extensions)
 
     async def read(self, effect: Read) -> bytes | Failure:
         """The next bytes of the body."""
@@ -137,19 +137,14 @@ class AsyncHttpSender:
         """Give up the rest."""
         await reply.native.response.aclose()  # type: ignore[attr-defined]
 
-    def abandon(self, reply: Reply, loop: asyncio.AbstractEventLoop) -> None:
-        """Have it closed on its loop."""
-        with contextlib.suppress(RuntimeError):  # the loop was closed a moment ago
-            loop.call_soon_threadsafe(_close_soon, self, reply)
+    def abandon(self, reply: Reply) -> None:
+        """Close it soon. Called on its loop."""
+        task = asyncio.get_running_loop().create_task(self.close(reply))
+        _closing.add(task)
+        task.add_done_callback(_closing.discard)
 
 
 _closing: set[asyncio.Task[None]] = set()
-
-
-def _close_soon(sender: AsyncHttpSender, reply: Reply) -> None:
-    task = asyncio.get_running_loop().create_task(sender.close(reply))
-    _closing.add(task)
-    task.add_done_callback(_closing.discard)
 
 
 def _native(library: Library, effect: Send, iterate: Callable[[Any], Any]) -> Any:
@@ -164,6 +159,11 @@ def _native(library: Library, effect: Send, iterate: Callable[[Any], Any]) -> An
         content=effect.request.body if effect.request.replayable else iterate(native.stream),
         extensions=dict(native.extensions),
     )
+
+
+def _foreign(headers: RawHeaders) -> RawHeaders:
+    """The headers that are the server's: one that speaks with our tongue (a gateway of ours, say) is not believed."""
+    return [pair for pair in headers if pair[0][:12].lower() != b"x-resilient-"]
 
 
 def _failure_or_raise(error: Exception) -> Failure:

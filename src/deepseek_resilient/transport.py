@@ -13,6 +13,7 @@ For one call, by request header: `x-resilient-max-retries: 3` (not sent on).
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from deepseek_resilient.config import Policy
-    from deepseek_resilient.core.messages import Failure, Reply
+    from deepseek_resilient.core.messages import Failure
     from deepseek_resilient.core.runtime import EngineStatistics
     from deepseek_resilient.events import Listener
 
@@ -90,6 +91,7 @@ class ResilientTransport(_Resilient, httpx.BaseTransport, httpx2.BaseTransport):
         engine = self.engine
         if bridge.must_be_read(library, request):
             request.read()
+        headers, extensions = request.headers, request.extensions
         core_request, limits = bridge.prepare(library, request)
         inner, inner_library = self._inners.get(library)
         dropped = self._inners.dropped()
@@ -106,7 +108,11 @@ class ResilientTransport(_Resilient, httpx.BaseTransport, httpx2.BaseTransport):
             sleep=time.sleep,
             raise_as=raise_as,
         )
-        return bridge.respond(library, call.start(), lambda: bridge.sync_stream(library, call))
+        try:
+            response = call.start()
+        finally:
+            request.headers, request.extensions = headers, extensions
+        return bridge.respond(library, response, lambda: bridge.sync_stream(library, call))
 
     def close(self) -> None:
         """Close the inner transport."""
@@ -145,6 +151,7 @@ class AsyncResilientTransport(_Resilient, httpx.AsyncBaseTransport, httpx2.Async
         engine = self.engine
         if bridge.must_be_read(library, request):
             await request.aread()
+        headers, extensions = request.headers, request.extensions
         core_request, limits = bridge.prepare(library, request)
         inner, inner_library = self._inners.get(library)
 
@@ -157,7 +164,11 @@ class AsyncResilientTransport(_Resilient, httpx.AsyncBaseTransport, httpx2.Async
             clock=engine.clock,
             raise_as=raise_as,
         )
-        return bridge.respond(library, await call.start(), lambda: bridge.async_stream(library, call))
+        try:
+            response = await call.start()
+        finally:
+            request.headers, request.extensions = headers, extensions
+        return bridge.respond(library, response, lambda: bridge.async_stream(library, call))
 
     async def aclose(self) -> None:
         """Close the inner transport."""
@@ -178,10 +189,13 @@ def _asynchronous(proxy: str | None) -> httpx2.AsyncBaseTransport:
     return AiohttpTransport(max_connections=bridge.MAX_CONNECTIONS, proxy=proxy)
 
 
-def _close_all(dropped: deque[Reply]) -> None:
-    while True:
+def _close_all(dropped: deque[bridge.Dropped]) -> None:
+    while dropped:
         try:
-            reply = dropped.popleft()
-        except IndexError:
+            coroutine, reply = dropped.popleft()
+        except IndexError:  # another thread was quicker
             return
-        reply.native.response.close()  # type: ignore[attr-defined]
+        coroutine.close()
+        if reply is not None:
+            with contextlib.suppress(Exception):  # the failure of a call that nobody waits for
+                reply.native.response.close()  # type: ignore[attr-defined]

@@ -250,6 +250,9 @@ _EVENT_SIGNS = {
 }
 
 
+_NO_CONTENT = frozenset(("role", "index", "finish_reason", "logprobs"))
+
+
 def _completion_signs(chunk: object) -> int:
     if not isinstance(chunk, dict):
         return Sign.NOTHING
@@ -260,7 +263,7 @@ def _completion_signs(chunk: object) -> int:
         delta = choice.get("delta")
         if not isinstance(delta, dict):
             delta = choice
-        if any(delta.get(key) for key in ("content", "reasoning_content", "tool_calls", "refusal", "text", "audio")):
+        if any(value for key, value in delta.items() if key not in _NO_CONTENT):
             found |= Sign.CONTENT
         reason = choice.get("finish_reason")
         if reason:

@@ -214,7 +214,9 @@ def test_connection_refused(face: Face) -> None:
             face.chat()
 
     assert not isinstance(caught.value, openai.APITimeoutError)
-    assert isinstance(caught.value.__cause__, httpx2.ConnectError)
+    cause = caught.value.__cause__
+    assert isinstance(cause, httpx2.ConnectError)
+    assert cause.__cause__ is not cause  # who follows the causes must come to an end
     assert client.engine.statistics().attempts == 4
 
 

@@ -97,7 +97,7 @@ def test_every_call_ends_and_gives_everything_back(storms: list[Storm]) -> None:
         assert 0 == storm.engine.statistics().in_flight
         assert 0 == storm.model.statistics()["in_flight"]
         for target in storm.engine._runtime.targets.all():
-            assert target.breaker is None or 0 == target.breaker._probing
+            assert target.breaker is None or 0 == target.breaker.statistics(storm.scheduler.time()).probing
 
 
 def test_no_call_outlives_its_deadline(storms: list[Storm]) -> None:

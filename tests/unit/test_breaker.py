@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import threading
 from random import Random
 
@@ -79,6 +80,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.generation = 0
         self.window = []
         self.held = []
+        self.lively = set()
         self.opens_at = self.next_probe = 0.0
         self.next_break = self.policy.break_duration
         self.good_probes = self.openings = 0
@@ -91,8 +93,14 @@ class BreakerMachine(RuleBasedStateMachine):
         oldest = int(self.now / width) - 9
         return [failed for at, failed in self.window if int(at / width) >= oldest]
 
-    def probing(self):
-        return sum(permit.probe and generation == self.generation for permit, generation in self.held)
+    def probing(self, *, patient=True):
+        """Probes under way; only those younger than the longest break take a place."""
+        youngest = self.now - self.policy.max_break_duration if patient else -math.inf
+        return sum(
+            bool(permit.probe) and permit.generation == self.generation and since > youngest
+            for permit, since in self.held
+            if permit.probe not in self.lively
+        )
 
     def enter(self, state):
         at, old, new, break_for = self.it.changes[-1]
@@ -142,31 +150,38 @@ class BreakerMachine(RuleBasedStateMachine):
         else:
             assert [] == news
         if self.state == CLOSED:
-            assert Permit(self.generation, False) == got
+            assert Permit(self.generation) == got
         elif self.state == OPEN:
             assert self.opens_at - self.now == got
         elif self.probing() < self.policy.probes and self.now >= self.next_probe:
-            assert Permit(self.generation, True) == got
+            assert isinstance(got, Permit)
+            assert self.generation == got.generation
+            assert got.probe > 0
             self.next_probe = self.now + self.policy.probe_interval
         else:
             assert isinstance(got, float)
             assert max(self.next_probe - self.now, self.policy.probe_interval, 0.01) == got
         if isinstance(got, Permit):
-            self.held.append((got, self.generation))
+            self.held.append((got, self.now))
         assert self.probing() <= self.policy.probes
 
     @precondition(lambda self: self.held)
-    @rule(which=st.integers(0, 100), kind=st.sampled_from(list(VerdictKind)), duration=st.sampled_from([0.0, 1.0, 1.5]))
-    def record(self, which, kind, duration):
-        permit, generation = self.held.pop(which % len(self.held))
+    @rule(
+        which=st.integers(0, 100),
+        kind=st.sampled_from(list(VerdictKind)),
+        duration=st.sampled_from([0.0, 1.0, 1.5]),
+        answered=st.booleans(),
+    )
+    def record(self, which, kind, duration, answered=False):
+        permit, _ = self.held.pop(which % len(self.held))
         slow = kind is OK and self.policy.slow_call_duration is not None and duration > self.policy.slow_call_duration
         failed = kind in FAILURES or slow
         change = []
-        if generation == self.generation:
+        if permit.generation == self.generation and permit.probe not in self.lively:
             if permit.probe:
                 if failed:
                     change = [OPEN]
-                elif kind is OK:
+                elif kind is OK or answered:
                     self.good_probes += 1
                     change = [CLOSED] * (self.good_probes == self.policy.probe_successes)
             elif failed or kind is OK:
@@ -178,7 +193,22 @@ class BreakerMachine(RuleBasedStateMachine):
                 elif not failed:
                     self.next_break = self.policy.break_duration
         with self.expect(change):
-            self.it.breaker.record(permit, self.now, kind, duration)
+            self.it.breaker.record(permit, self.now, kind, duration, answered=answered)
+        for state in change:
+            self.enter(state)
+
+    @precondition(lambda self: self.held)
+    @rule(which=st.integers(0, 100))
+    def show_life(self, which):
+        permit, _ = self.held[which % len(self.held)]
+        change = []
+        if permit.probe and permit.probe not in self.lively and permit.generation == self.generation:
+            self.good_probes += 1
+            change = [CLOSED] * (self.good_probes == self.policy.probe_successes)
+        with self.expect(change):
+            self.it.breaker.show_life(permit, self.now)
+        if permit.probe:
+            self.lively.add(permit.probe)
         for state in change:
             self.enter(state)
 
@@ -214,7 +244,8 @@ class BreakerMachine(RuleBasedStateMachine):
     def statistics_agree(self):
         seen = self.slices() if self.state != CLOSED or self.window else []
         opens_in = max(self.opens_at - self.now, 0.0) if self.state == OPEN else 0.0
-        expected = BreakerStatistics(self.state, len(seen), sum(seen), self.openings, opens_in)
+        probing = self.probing(patient=False)
+        expected = BreakerStatistics(self.state, len(seen), sum(seen), self.openings, opens_in, probing)
         assert expected == self.it.breaker.statistics(self.now)
 
     @invariant()
@@ -392,12 +423,60 @@ def test_probes_are_few_and_spaced():
     it = half_open(probes=2, probe_interval=0.5)
     ask = it.breaker.try_acquire
     first = ask(100.0)
-    assert Permit(2, True) == first
+    assert Permit(2, 1) == first
     assert [0.5, 0.5] == [ask(100.0), ask(100.25)]
-    assert Permit(2, True) == ask(100.5)
-    assert [0.5, 0.5] == [ask(101.0), ask(200.0)]
+    assert Permit(2, 2) == ask(100.5)
+    assert [0.5, 0.5] == [ask(100.75), ask(100.99)]
     it.breaker.release(first)
-    assert Permit(2, True) == ask(200.0)
+    assert Permit(2, 3) == ask(101.0)
+
+
+def test_a_probe_that_hangs_gives_up_its_place_but_not_its_voice():
+    """Older than the longest break it blocks nobody; its verdict still counts when it comes."""
+    it = half_open(probes=1, probe_interval=0.0, max_break_duration=1.0)
+    hanging = it.breaker.try_acquire(100.0)
+    assert isinstance(it.breaker.try_acquire(100.99), float)
+    assert Permit(2, 2) == it.breaker.try_acquire(101.0)
+    assert 2 == it.breaker.statistics(101.0).probing
+    it.breaker.record(hanging, 130.0, FAULT, 30.0)
+    assert OPEN == it.state()
+
+
+def test_the_first_content_of_a_stream_makes_its_probe_a_good_one():
+    """Long before the stream ends; its end, good or bad, is not counted again."""
+    it = half_open(probes=2, probe_interval=0.0, probe_successes=2)
+    stream = it.breaker.try_acquire(100.0)
+    it.breaker.show_life(stream, 100.1)
+    it.breaker.record(stream, 160.0, OK, 60.0)
+    it.breaker.record(stream, 160.0, FAULT, 60.0)
+    assert HALF_OPEN == it.state()
+    it.breaker.show_life(it.breaker.try_acquire(160.0), 160.1)
+    assert CLOSED == it.state()
+
+
+def test_a_refusal_of_the_servers_own_is_a_sign_of_life():
+    """A 400 or a 429 closes a half-open circuit as a good answer does; a failure of our own pool does not."""
+    it = half_open(probes=1, probe_interval=0.0, probe_successes=1)
+    it.breaker.record(it.breaker.try_acquire(100.0), 100.1, VerdictKind.CALLER_FAULT, 0.1)
+    assert HALF_OPEN == it.state()
+    it.breaker.record(it.breaker.try_acquire(100.1), 100.2, VerdictKind.CALLER_FAULT, 0.1, answered=True)
+    assert CLOSED == it.state()
+
+
+def test_listeners_are_told_without_the_lock():
+    """A listener that waits for a thread which looks at the breaker is no deadlock."""
+    looked = []
+
+    def told(*_):
+        assert isinstance(breaker.try_acquire(0.0), float)
+        thread = threading.Thread(target=lambda: looked.append(breaker.statistics(0.0).state), daemon=True)
+        thread.start()
+        thread.join(timeout=5)
+
+    circuit = make_circuit("x", (), None)
+    breaker = Breaker(BreakerPolicy(minimum_throughput=1), threading.RLock(), Random(1), circuit, told)
+    breaker.record(breaker.try_acquire(0.0), 0.0, FAULT, 0.1)
+    assert [OPEN] == looked
 
 
 def test_without_an_interval_a_refused_probe_asks_again_soon():
@@ -491,7 +570,7 @@ def test_a_storage_that_is_not_closed_at_the_start_is_respected(state, now):
     it = Breaker(policy, threading.RLock(), Random(1), make_circuit("t", (), storage), lambda *_: None)
     assert 0.0 == it.statistics(now).opens_in
     permits = [it.try_acquire(now) for _ in range(3)]
-    assert [True, True, float] == [permit.probe if isinstance(permit, Permit) else type(permit) for permit in permits]
+    assert [1, 2, float] == [permit.probe if isinstance(permit, Permit) else type(permit) for permit in permits]
     assert HALF_OPEN == storage.state
     it.record(permits[0], now, OK, 0.0)
     assert HALF_OPEN == storage.state
@@ -503,7 +582,7 @@ def test_the_first_seconds_of_a_clock_are_like_all_others():
     """Opened at 0, it gives its first probe when the break is over."""
     it = Circuit(minimum_throughput=1, break_duration=0.25, jitter=0.0)
     it.attempt(0.0, FAULT)
-    assert Permit(2, True) == it.breaker.try_acquire(0.25)
+    assert Permit(2, 1) == it.breaker.try_acquire(0.25)
 
 
 def test_the_users_own_hand_is_followed():

@@ -89,10 +89,10 @@ def test_the_limits_of_an_attempt():
         assert isinstance(send, Send)
         return send.until, send.patience, send.connect, send.bounded
 
-    assert (1600.0, None, 5.0, True) == limits()
-    assert (None, None, 2.0, True) == limits(timeout=None, connect_timeout=2.0)
-    assert (1030.0, None, 5.0, True) == limits(attempt_timeout=30.0)
-    assert (1010.0, None, 5.0, True) == limits(attempt_timeout=30.0, timeout=10.0)
+    assert (1600.0, 0.0, 5.0, True) == limits()
+    assert (None, 0.0, 2.0, True) == limits(timeout=None, connect_timeout=2.0)
+    assert (1030.0, 0.0, 5.0, True) == limits(attempt_timeout=30.0)
+    assert (1010.0, 0.0, 5.0, True) == limits(attempt_timeout=30.0, timeout=10.0)
     assert (1020.0, 7.0, 5.0, True) == limits(attempt_timeout=30.0, stream_call=True)
     assert (1008.0, 7.0, 5.0, True) == limits(attempt_timeout=8.0, stream_call=True)
     assert (1020.0, 7.0, 5.0, True) == limits(timeout=None, stream_call=True)
@@ -523,3 +523,29 @@ def test_a_call_that_is_never_driven_is_no_call():
     it = bench()
     it.prepare().close()
     assert (0, 0, []) == (it.engine.statistics().calls, it.engine.statistics().in_flight, it.events)
+
+
+def test_a_retry_that_is_never_sent_costs_no_token():
+    """A caller who goes away while waiting, and a call that is refused after its wait, get their token back."""
+    it = bench()
+    call = it.prepare(BUSY).run(4)
+    assert ["Send", "Read", "Read", "Sleep"] == call.kinds()
+    before = it.engine.statistics().budget
+    call.close()
+    after = it.engine.statistics().budget
+    assert (1, 0) == (before.granted, after.granted)
+    assert before.tokens + 1 == after.tokens
+
+
+def test_an_impatient_caller_says_nothing_of_the_targets_health():
+    """A deadline below a second that passes is no failure of the target; one above it is."""
+    breaker = BreakerPolicy(minimum_throughput=5, sampling_duration=60.0)
+    impatient, patient = bench(breaker=breaker), bench(breaker=breaker)
+    for _ in range(5):
+        impatient.call([5.0], timeout=0.5)
+        patient.call([5.0], timeout=1.5)
+    assert ["closed", "open"] == [
+        target.breaker.state
+        for it in (impatient, patient)
+        for target in it.engine.statistics().targets.values()
+    ]  # fmt: skip

@@ -132,15 +132,21 @@ def test_a_byte_order_mark_is_dropped_at_the_very_start_only():
     assert [] == parser.feed(b"\xef\xbb\xbfdata: x\n\n")
 
 
-@pytest.mark.parametrize("part", [b"x" * 10, b"data: xx\n", b": c\n", b"\n: comment"])
+@pytest.mark.parametrize("part", [b"x" * 10, b"data: 0123456789\n", b"data: 01234567\r\ndata: 89"])
 def test_an_endless_event_is_refused_before_it_fills_memory(monkeypatch, part):
-    """What never ends in a blank line raises as soon as it is longer than the limit."""
+    """What never ends in a blank line raises when what must be kept of it is longer than the limit, and not before."""
     monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 100)
     parser = EventStreamParser()
     for _ in range(100 // len(part)):
         assert [] == parser.feed(part)
     with pytest.raises(EventTooLongError, match="longer than 100 bytes"):
-        parser.feed(part)
+        parser.feed(part * 10)
+
+
+def test_many_good_events_in_one_chunk_are_no_long_event(monkeypatch):
+    """The limit is for one event, however many come at once."""
+    monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 100)
+    assert 50 == len(EventStreamParser().feed(b"data: 0123456789\n\n" * 50))
 
 
 @pytest.mark.parametrize(

@@ -472,3 +472,12 @@ def test_a_reply_is_a_response():
     call = bench().call([head, *WHOLE, b""], stream=True)
     assert isinstance(call.response, Response)
     assert (203, {"http_version": b"HTTP/2"}) == (call.response.status, call.response.extensions)
+
+
+def test_what_is_held_back_before_the_first_content_is_bounded(monkeypatch):
+    """A flood of keep-alives is a fault, not a memory leak."""
+    monkeypatch.setattr("deepseek_resilient.core.stream.MAX_EVENT_BYTES", 100)
+    it = bench()
+    call = it.call([reply(), *[KEEP_ALIVE] * 9], **ONCE)
+    assert 503 == call.outcome.status
+    assert 0 == it.engine.statistics().in_flight

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.target import Target
 
 
+IMPATIENT = 1.0
+"""A call that gives up sooner than this, in seconds, by its own deadline says nothing of the target's health."""
+
+
 class Attempt:
     """From the permit to the verdict. `settle` or `abandon` gives the permit back; the first of them counts."""
 
@@ -28,8 +32,18 @@ class Attempt:
         self.verdict: Verdict | None = None
         call.attempts += 1
         runtime.count_attempt()
+
+    def announce(self) -> None:
+        """Tell the listeners that it begins."""
+        call = self.call
         if call.told:
-            runtime.listeners.emit(AttemptStarted(self.started, call.number, call.attempts, call.target))
+            self.runtime.listeners.emit(AttemptStarted(self.started, call.number, call.attempts, call.target))
+
+    def commit(self) -> None:
+        """The first content of a stream came."""
+        self.first_content = now = self.runtime.clock()
+        if self._permit is not None and self._target is not None and self._target.breaker is not None:
+            self._target.breaker.show_life(self._permit, now)
 
     def settle(self, verdict: Verdict) -> None:
         """The attempt came to `verdict`: the gate and the breaker of the target learn from it."""
@@ -42,7 +56,11 @@ class Attempt:
         runtime.count_verdict(verdict.kind)
         call.verdicts.append(verdict.kind)
         if self._target is not None and self._permit is not None and self._target.breaker is not None:
-            self._target.breaker.record(self._permit, now, verdict.kind, duration)
+            if verdict.kind is VerdictKind.TIMEOUT and duration < IMPATIENT and not call.outlives(now):
+                self._target.breaker.release(self._permit)
+            else:
+                answered = verdict.status is not None
+                self._target.breaker.record(self._permit, now, verdict.kind, duration, answered=answered)
         if call.told:
             runtime.listeners.emit(
                 AttemptEnded(

@@ -6,8 +6,10 @@ break drawn from `duration * (1 ± jitter)`, where the duration grows by `break_
 `max_break_duration`. Half-open: lets through at most `probes` attempts at a time, one per `probe_interval`; the first
 failure opens it again, `probe_successes` good answers close it.
 
-Probes are spaced so that one that hangs does not hide a recovery from those after it. A verdict of an attempt that
-began before the last change of state is ignored: it tells of the past.
+Probes are spaced, and one that is older than `max_break_duration` no longer takes a place, so that those that hang do
+not hide a recovery from those after them. The first content of a stream makes its probe a good one, and so does a
+refusal that is the server's own (a 400, a 429). A verdict of an attempt that began before the last change of state is
+ignored: it tells of the past.
 
 pybreaker holds the state, its storage and the users' listeners; it is driven by `open()`, `half_open()` and `close()`.
 No request runs inside its lock (its `call()` would hold it during the request). A storage shared with other processes
@@ -18,8 +20,9 @@ Sources: M. Nygard, "Release It!"; names after Polly 8's circuit breaker strateg
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pybreaker
 
@@ -38,25 +41,36 @@ _SLICES = 10
 
 @dataclass(frozen=True, slots=True)
 class BreakerStatistics:
-    """A look at the circuit: its state, attempts and failures in the window, openings so far, seconds until a probe."""
+    """A look at the circuit: its state, attempts and failures in the window, openings so far, seconds until a
+    probe may pass, probes under way."""
 
     state: str
     attempts: int
     failures: int
     openings: int
     opens_in: float
+    probing: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Permit:
-    """The right to make one attempt. Give it back with `Breaker.record` or `Breaker.release`, once."""
+class Permit(NamedTuple):
+    """The right to make one attempt. Give it back with `Breaker.record` or `Breaker.release`; `probe` 0 is no probe."""
 
     generation: int
-    probe: bool
+    probe: int = 0
+
+
+class _Change(NamedTuple):
+    """A change of state, decided and still to be told: to the listeners, and to pybreaker if it is ours."""
+
+    at: float
+    old: str
+    new: str
+    break_for: float
+    ours: bool
 
 
 class Breaker:
-    """One circuit. Thread-safe; listeners run under its lock and must be quick, but may look at the breaker."""
+    """One circuit. Thread-safe. Listeners are told after its lock is released, one change at a time, in order."""
 
     def __init__(
         self,
@@ -71,16 +85,18 @@ class Breaker:
         self._random = random
         self._circuit = circuit
         self._on_change = on_change
-        self._generation = 0
-        self._everyday = Permit(0, False)
         self._window = _Window(policy.sampling_duration)
         self._seen = circuit.current_state
+        self._everyday = Permit(0)
         self._opens_at = 0.0
         self._next_break = policy.break_duration
         self._openings = 0
-        self._probing = 0
+        self._probes: dict[int, float] = {}
+        self._probe_number = 0
         self._next_probe = 0.0
         self._successes = 0
+        self._untold: deque[_Change] = deque()
+        self._telling = False
 
     @property
     def refuses(self) -> bool:
@@ -91,85 +107,95 @@ class Breaker:
         """A permit; or, refused, the seconds after which another try may succeed."""
         with self._lock:
             self._notice(now)
-            if self._seen == pybreaker.STATE_CLOSED:
-                return self._everyday
-            if self._seen == pybreaker.STATE_OPEN:
-                if now < self._opens_at:
-                    return self._opens_at - now
-                self._change(now, pybreaker.STATE_HALF_OPEN)
-            policy = self._policy
-            if self._probing >= policy.probes or now < self._next_probe:
-                return max(self._next_probe - now, policy.probe_interval, 0.01)
-            self._probing += 1
-            self._next_probe = now + policy.probe_interval
-            return Permit(self._generation, True)
+            answer = self._everyday if self._seen == pybreaker.STATE_CLOSED else self._try_probe(now)
+        if self._untold:
+            self._tell()
+        return answer
 
-    def record(self, permit: Permit, now: float, kind: VerdictKind, duration: float) -> None:
-        """Give the permit back with what the attempt came to; `duration` in seconds to the first content."""
+    def record(self, permit: Permit, now: float, kind: VerdictKind, duration: float, *, answered: bool = False) -> None:
+        """Give the permit back with what the attempt came to.
+
+        `duration` is in seconds to the first content. `answered` says that the server gave an answer of its own, be it
+        a refusal: to a probe that is a sign of life.
+        """
         with self._lock:
-            if permit.generation != self._generation:
-                return
-            slow = self._policy.slow_call_duration
-            if kind in FAILURES or (kind is VerdictKind.OK and slow is not None and duration > slow):
-                self._failed(now, permit)
-            elif kind is VerdictKind.OK:
-                self._succeeded(now, permit)
-            elif permit.probe:
-                self._probing -= 1
+            if self._is_current(permit):
+                slow = self._policy.slow_call_duration
+                if kind in FAILURES or (kind is VerdictKind.OK and slow is not None and duration > slow):
+                    self._failed(now, permit)
+                elif kind is VerdictKind.OK or (answered and permit.probe):
+                    self._succeeded(now, permit)
+        if self._untold:
+            self._tell()
+
+    def show_life(self, permit: Permit, now: float) -> None:
+        """The first content of a stream came: enough to count a probe as good, long before its stream has ended."""
+        if permit.probe:
+            self.record(permit, now, VerdictKind.OK, 0.0)
 
     def release(self, permit: Permit) -> None:
         """Give the permit back untried or without a verdict (the caller went away)."""
         with self._lock:
-            if permit.probe and permit.generation == self._generation:
-                self._probing -= 1
+            self._probes.pop(permit.probe, None)
 
     def statistics(self, now: float) -> BreakerStatistics:
         """How it stands at `now`."""
         with self._lock:
             attempts, failures = self._window.totals(now)
             opens_in = max(self._opens_at - now, 0.0) if self._seen == pybreaker.STATE_OPEN else 0.0
-            return BreakerStatistics(self._seen, attempts, failures, self._openings, opens_in)
+            probing = len(self._probes)
+            return BreakerStatistics(self._seen, attempts, failures, self._openings, opens_in, probing)
+
+    def _try_probe(self, now: float) -> Permit | float:
+        policy = self._policy
+        if self._seen == pybreaker.STATE_OPEN:
+            if now < self._opens_at:
+                return self._opens_at - now
+            self._enter(now, pybreaker.STATE_HALF_OPEN, ours=True)
+        patient = sum(now - started < policy.max_break_duration for started in self._probes.values())
+        if patient >= policy.probes or now < self._next_probe:
+            return max(self._next_probe - now, policy.probe_interval, 0.01)
+        self._probe_number += 1
+        self._probes[self._probe_number] = now
+        self._next_probe = now + policy.probe_interval
+        return Permit(self._everyday.generation, self._probe_number)
+
+    def _is_current(self, permit: Permit) -> bool:
+        if permit.probe and self._probes.pop(permit.probe, None) is None:
+            return False
+        return permit.generation == self._everyday.generation
 
     def _failed(self, now: float, permit: Permit) -> None:
         if permit.probe:
-            self._change(now, pybreaker.STATE_OPEN)
+            self._enter(now, pybreaker.STATE_OPEN, ours=True)
             return
         self._window.add(now, failed=True)
         attempts, failures = self._window.totals(now)
         if attempts >= self._policy.minimum_throughput and failures >= self._policy.failure_ratio * attempts:
-            self._change(now, pybreaker.STATE_OPEN)
+            self._enter(now, pybreaker.STATE_OPEN, ours=True)
 
     def _succeeded(self, now: float, permit: Permit) -> None:
         if not permit.probe:
             self._window.add(now, failed=False)
             self._next_break = self._policy.break_duration
             return
-        self._probing -= 1
         self._successes += 1
         if self._successes >= self._policy.probe_successes:
-            self._change(now, pybreaker.STATE_CLOSED)
+            self._enter(now, pybreaker.STATE_CLOSED, ours=True)
 
     def _notice(self, now: float) -> None:
         """Follow a change of state that came through the circuit's shared storage, or by the user's own hand."""
+        if self._untold or self._telling:
+            return
         state = self._circuit.current_state
         if state != self._seen:
-            self._enter(now, state)
-            _ = self._circuit.state  # asking pybreaker makes it tell its listeners
+            self._enter(now, state, ours=False)
 
-    def _change(self, now: float, state: str) -> None:
-        self._enter(now, state)
-        if state == pybreaker.STATE_OPEN:
-            self._circuit.open()
-        elif state == pybreaker.STATE_HALF_OPEN:
-            self._circuit.half_open()
-        else:
-            self._circuit.close()
-
-    def _enter(self, now: float, state: str) -> None:
+    def _enter(self, now: float, state: str, *, ours: bool) -> None:
         old, self._seen = self._seen, state
-        self._generation += 1
-        self._everyday = Permit(self._generation, False)
-        self._probing = self._successes = 0
+        self._everyday = Permit(self._everyday.generation + 1)
+        self._probes.clear()
+        self._successes = 0
         self._next_probe = 0.0
         break_for = 0.0
         if state == pybreaker.STATE_OPEN:
@@ -180,7 +206,28 @@ class Breaker:
             self._openings += 1
         elif state == pybreaker.STATE_CLOSED:
             self._window.clear()
-        self._on_change(now, old, state, break_for)
+        self._untold.append(_Change(now, old, state, break_for, ours))
+
+    def _tell(self) -> None:
+        """Tell what has changed, without the lock: a listener may be slow, or look at this breaker from elsewhere."""
+        while True:
+            with self._lock:
+                if self._telling or not self._untold:
+                    return
+                self._telling = True
+                change = self._untold.popleft()
+            try:
+                if not change.ours:
+                    _ = self._circuit.state  # asking pybreaker makes it tell its listeners
+                elif change.new == pybreaker.STATE_OPEN:
+                    self._circuit.open()
+                elif change.new == pybreaker.STATE_HALF_OPEN:
+                    self._circuit.half_open()
+                else:
+                    self._circuit.close()
+                self._on_change(change.at, change.old, change.new, change.break_for)
+            finally:
+                self._telling = False
 
 
 def make_circuit(

@@ -62,6 +62,12 @@ class RetryBudget:
             self._granted += 1
             return True
 
+    def refund(self) -> None:
+        """A retry that was paid for was not sent after all."""
+        with self._lock:
+            self._tokens = min(self._tokens + 1.0, self._policy.reserve)
+            self._granted -= 1
+
     def statistics(self) -> BudgetStatistics:
         """Tokens as of the last withdrawal, and the counts."""
         with self._lock:

@@ -57,34 +57,44 @@ async def run(runtime: Runtime, call: Call) -> Outcome:
 
 async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
     outcome: Outcome = None
-    while True:
-        target = None
-        permit = None
-        if call.info.dialect.is_inference:
-            target = runtime.targets.get(call.request.origin, call.request.account, call.info.model)
-            call.target = target.name
-            admitted = await _pass(runtime, call, target)
+    paid = False
+    try:
+        while True:
+            admitted, target = await _admit(runtime, call)
             if isinstance(admitted, RejectedError):
                 return _finish(call, _refuse(runtime, call, admitted) if outcome is None else outcome)
-            permit = admitted
-        else:
-            call.target = call.request.origin.partition("://")[2]
-        attempt = Attempt(runtime, call, target, permit)
-        try:
-            outcome = await _send(runtime, call, attempt)
-        finally:
-            attempt.abandon()
-        verdict = attempt.verdict
-        if verdict is None or verdict.kind is judge.VerdictKind.OK or outcome is None:
-            return _finish(call, outcome)
-        delay = next_delay(runtime, call, verdict)
-        now = runtime.clock()
-        if isinstance(delay, str):
-            runtime.listeners.emit(RetryStopped(now, call.number, call.attempts, delay, verdict.reason))
-            return _finish(call, outcome)
-        runtime.listeners.emit(RetryScheduled(now, call.number, call.attempts, delay, verdict.reason))
-        call.waited += delay
-        await Sleep(delay)
+            attempt = Attempt(runtime, call, target, admitted)
+            paid = False
+            try:
+                attempt.announce()
+                outcome = await _send(runtime, call, attempt)
+            finally:
+                attempt.abandon()
+            verdict = attempt.verdict
+            if verdict is None or verdict.kind is judge.VerdictKind.OK or outcome is None:
+                return _finish(call, outcome)
+            delay = next_delay(runtime, call, verdict)
+            now = runtime.clock()
+            if isinstance(delay, str):
+                runtime.listeners.emit(RetryStopped(now, call.number, call.attempts, delay, verdict.reason))
+                return _finish(call, outcome)
+            paid = True
+            runtime.listeners.emit(RetryScheduled(now, call.number, call.attempts, delay, verdict.reason))
+            call.waited += delay
+            await Sleep(delay)
+    finally:
+        if paid:
+            runtime.budget.refund()
+
+
+async def _admit(runtime: Runtime, call: Call) -> tuple[RejectedError | Permit | None, Target | None]:
+    """Pick the target and pass its steps. What is no inference call has no target, and passes."""
+    if not call.info.dialect.is_inference:
+        call.target = call.request.origin.partition("://")[2]
+        return None, None
+    target = runtime.targets.get(call.request.origin, call.request.account, call.info.model)
+    call.target = target.name
+    return await _pass(runtime, call, target), target
 
 
 async def _pass(runtime: Runtime, call: Call, target: Target) -> RejectedError | Permit | None:

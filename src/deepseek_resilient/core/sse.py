@@ -62,12 +62,10 @@ class EventStreamParser:
         if self._skip_lf and chunk:
             self._skip_lf = False
             chunk = chunk.removeprefix(b"\n")
-        self._size += len(chunk)
-        if self._size > MAX_EVENT_BYTES:
-            raise EventTooLongError(f"an event of the stream is longer than {MAX_EVENT_BYTES} bytes")
         if b"\n" not in chunk and b"\r" not in chunk:
             if chunk:
                 self._unfinished.append(chunk)
+                self._grow(len(chunk))
             return []
         self._unfinished.append(chunk)
         text = b"".join(self._unfinished)
@@ -76,6 +74,7 @@ class EventStreamParser:
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *lines, rest = text.split(b"\n")
         self._unfinished = [rest] if rest else []
+        self._size = sum(map(len, self._data))
         events: list[ServerSentEvent] = []
         for line in lines:
             if self._at_start:
@@ -88,13 +87,20 @@ class EventStreamParser:
                     events.append(ServerSentEvent(self._name, b"\n".join(self._data)))
                     self._data = []
                 self._name = b""
-                self._size = len(rest)
+                self._size = 0
+        self._grow(len(rest))
         return events
+
+    def _grow(self, more: int) -> None:
+        self._size += more
+        if self._size > MAX_EVENT_BYTES:
+            raise EventTooLongError(f"an event of the stream is longer than {MAX_EVENT_BYTES} bytes")
 
     def _field(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if name == b"data":
             self._data.append(value)
+            self._grow(len(value))
         elif name == b"event":
             self._name = value

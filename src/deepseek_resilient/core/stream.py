@@ -22,7 +22,7 @@ from deepseek_resilient.core import verdict as judge
 from deepseek_resilient.core.effects import Discard, Emit, Read, Respond
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
 from deepseek_resilient.core.refusal import response_of
-from deepseek_resilient.core.sse import EventStreamParser, EventTooLongError
+from deepseek_resilient.core.sse import MAX_EVENT_BYTES, EventStreamParser, EventTooLongError
 from deepseek_resilient.errors import OverloadedError
 from deepseek_resilient.events import StreamCommitted
 from deepseek_resilient.wire import Sign
@@ -154,10 +154,11 @@ async def relay(
     begun = await _until_content(attempt, reply, watch, until)
     if not isinstance(begun, bytes):
         return begun
-    now = attempt.first_content = runtime.clock()
+    attempt.commit()
     if watch.ended:
         attempt.settle(_verdict_at_end(watch))
     if attempt.call.told:
+        now = runtime.clock()
         waited = now - attempt.started
         runtime.listeners.emit(StreamCommitted(now, attempt.call.number, attempt.call.attempts, waited))
     await Respond(dress(Response(reply.status, reply.headers, None, reply.extensions)))
@@ -179,9 +180,15 @@ async def relay(
         if found and attempt.verdict is None and watch.ended:
             attempt.settle(_verdict_at_end(watch))
         emit.chunk = chunk
-        await emit
-        if silence is not None and found & _COMMITS:  # after the caller took it: a slow reader is no silent server
+        if silence is None or read.until is None:
+            await emit
+        elif found & _COMMITS or not watch.readable:
+            await emit
             read.until = clock() + silence
+        else:  # a slow reader is no silent server
+            handed = clock()
+            await emit
+            read.until += clock() - handed
 
 
 async def _until_content(
@@ -189,14 +196,18 @@ async def _until_content(
 ) -> bytes | Response | Failure:
     """The bytes up to and with the first content; or how the attempt ended without any."""
     held: list[bytes] = []
+    size = 0
     read = Read(reply, until=until)
     while True:
         chunk = await read
         if chunk.__class__ is not bytes or not chunk:
             break
         held.append(chunk)
+        size += len(chunk)
         try:
             found = watch.feed(chunk)
+            if size > MAX_EVENT_BYTES:
+                raise EventTooLongError(f"no content within {MAX_EVENT_BYTES} bytes")
         except EventTooLongError as error:
             await Discard(reply)
             chunk = Failure(FailureKind.BROKEN, str(error))

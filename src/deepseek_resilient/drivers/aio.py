@@ -9,12 +9,14 @@ as in `asyncio.timeout`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deepseek_resilient.core.effects import Discard, Emit, Read, Respond, Send, Sleep, refuse_foreign
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
+from deepseek_resilient.drivers.threads import cause_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -39,8 +41,8 @@ class AsyncSender(Protocol):
     async def close(self, reply: Reply) -> None:
         """Give up the rest of a reply. Safe to repeat."""
 
-    def abandon(self, reply: Reply, loop: asyncio.AbstractEventLoop) -> None:
-        """As `close`, for a reply that was dropped: called by the garbage collector, on any thread."""
+    def abandon(self, reply: Reply) -> None:
+        """As `close`, soon, for a reply that was dropped. Called on its loop."""
 
 
 class AioCall:
@@ -101,7 +103,8 @@ class AioCall:
             return outcome
         if outcome is None:
             raise RuntimeError("the call ended without a response")
-        raise self._raise_as(outcome) from outcome.exception
+        error = self._raise_as(outcome)
+        raise error from cause_of(error, outcome)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body after `start`, chunk by chunk. Raises what `raise_as` makes of a failure."""
@@ -121,7 +124,8 @@ class AioCall:
         finally:
             await self.aclose()
         if isinstance(outcome, Failure):
-            raise self._raise_as(outcome) from outcome.exception
+            error = self._raise_as(outcome)
+            raise error from cause_of(error, outcome)
 
     async def aclose(self) -> None:
         """End the call now; gives back everything it holds. Safe to repeat."""
@@ -137,13 +141,10 @@ class AioCall:
             await self._sender.close(reply)
 
     def __del__(self) -> None:
-        self._coroutine.close()
-        if self._loop.is_closed():
-            return
-        if self._timer is not None:
-            self._loop.call_soon_threadsafe(self._timer.cancel)
-        if self._reply is not None:
-            self._sender.abandon(self._reply, self._loop)
+        # on its loop and not here: the collector may run on any thread and inside any lock
+        if self._coroutine.cr_frame is not None:  # type: ignore[attr-defined]
+            with contextlib.suppress(RuntimeError):  # the loop is closed: so is everything on it
+                self._loop.call_soon_threadsafe(_bury, self._coroutine, self._timer, self._sender, self._reply)
 
     async def _answer(self, effect: Any) -> tuple[Resume, object]:
         """How to go on: `send` with what the effect came to, or `throw` with what happened instead."""
@@ -216,6 +217,16 @@ class AioCall:
         else:
             self._fired = True
             self._task.cancel()
+
+
+def _bury(
+    coroutine: CallCoroutine, timer: asyncio.TimerHandle | None, sender: AsyncSender, reply: Reply | None
+) -> None:
+    coroutine.close()
+    if timer is not None:
+        timer.cancel()
+    if reply is not None:
+        sender.abandon(reply)
 
 
 def _ring(reference: weakref.ref[AioCall]) -> None:

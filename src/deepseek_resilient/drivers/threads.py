@@ -35,8 +35,8 @@ class SyncSender(Protocol):
     def close(self, reply: Reply) -> None:
         """Give up the rest of a reply. Safe to repeat."""
 
-    def abandon(self, reply: Reply) -> None:
-        """As `close`, for a reply that was dropped: called by the garbage collector, so it must take no lock."""
+    def abandon(self, coroutine: CallCoroutine, reply: Reply | None) -> None:
+        """Close both later. Called by the garbage collector, which may run inside any lock: so it must take none."""
 
 
 class ThreadCall:
@@ -80,7 +80,8 @@ class ThreadCall:
             return outcome
         if outcome is None:
             raise RuntimeError("the call ended without a response")
-        raise self._raise_as(outcome) from outcome.exception
+        error = self._raise_as(outcome)
+        raise error from cause_of(error, outcome)
 
     def chunks(self) -> Iterator[bytes]:
         """The body after `start`, chunk by chunk. Raises what `raise_as` makes of a failure."""
@@ -96,12 +97,13 @@ class ThreadCall:
                     resume, answer = self._answer(effect)
         except StopIteration as stop:
             if isinstance(stop.value, Failure):
-                raise self._raise_as(stop.value) from stop.value.exception
+                error = self._raise_as(stop.value)
+                raise error from cause_of(error, stop.value)
         finally:
             self.close()
 
     def close(self) -> None:
-        """End the call now; gives back everything it holds. Safe to repeat, and from another thread."""
+        """End the call now; gives back everything it holds. Safe to repeat."""
         try:  # noqa: SIM105 -- suppress() would cost more than the rest
             self._coroutine.close()
         except ValueError:  # another thread is inside; losing its reply below wakes it
@@ -111,9 +113,8 @@ class ThreadCall:
             self._sender.close(reply)
 
     def __del__(self) -> None:
-        self._coroutine.close()
-        if self._reply is not None:
-            self._sender.abandon(self._reply)
+        if self._coroutine.cr_frame is not None:  # type: ignore[attr-defined]
+            self._sender.abandon(self._coroutine, self._reply)
 
     def _answer(self, effect: Any) -> tuple[Resume, object]:
         """How to go on: `send` with what the effect came to, or `throw` with what happened instead."""
@@ -147,3 +148,8 @@ class ThreadCall:
             self._sender.close(effect.reply)
             return Failure(FailureKind.TIMEOUT, "a time limit passed")
         return data
+
+
+def cause_of(error: BaseException, failure: Failure) -> BaseException | None:
+    """The cause to raise `error` from: what failed below; an error handed on as it is keeps its own, never itself."""
+    return error.__cause__ if error is failure.exception else failure.exception
