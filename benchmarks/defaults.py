@@ -422,7 +422,7 @@ def studies() -> dict[str, Study]:
             label: replace(base, retry=RetryPolicy(wait=wait)) for label, wait in _waits().items()}, [
             ("spike", "answered"), ("spike", "attempts"), ("spike", "p99"), ("blip", "answered"),
             ("rare outages", "answered"), ("2 % faults", "p99")]),
-        "retry.stop (attempts)": Study("4", {**stops, "4": base}, [
+        "retry.stop (attempts)": Study("6", {**stops, "6": base}, [
             ("rare", "answered"), ("rare", "attempts"), ("rare", "p99"), ("rare outages", "answered"),
             ("503", "attempts"), ("503", "recovery")]),
         "gate.spread": _part("gate", "spread", [0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0], [
