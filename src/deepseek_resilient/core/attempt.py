@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deepseek_resilient.core.breaker import NO_PERMIT
 from deepseek_resilient.core.verdict import OK, Verdict, VerdictKind
 from deepseek_resilient.events import AttemptAbandoned, AttemptEnded, AttemptStarted, GateClosed
 
@@ -20,13 +21,14 @@ IMPATIENT = 1.0
 class Attempt:
     """From the permit to the verdict. `settle` or `abandon` gives the permit back; the first of them counts."""
 
-    __slots__ = ("_permit", "_target", "call", "first_content", "runtime", "started", "verdict")
+    __slots__ = ("_breaker", "_permit", "_target", "call", "first_content", "runtime", "started", "verdict")
 
     def __init__(self, runtime: Runtime, call: Call, target: Target | None, permit: Permit | None) -> None:
         self.runtime = runtime
         self.call = call
         self._target = target
-        self._permit = permit
+        self._permit = permit or NO_PERMIT
+        self._breaker = None if target is None else target.breaker
         self.started = runtime.clock()
         self.first_content: float | None = None
         self.verdict: Verdict | None = None
@@ -42,8 +44,8 @@ class Attempt:
     def commit(self) -> None:
         """The first content of a stream came."""
         self.first_content = now = self.runtime.clock()
-        if self._permit is not None and self._target is not None and self._target.breaker is not None:
-            self._target.breaker.show_life(self._permit, now)
+        if self._breaker is not None:
+            self._breaker.show_life(self._permit, now)
 
     def settle(self, verdict: Verdict) -> None:
         """The attempt came to `verdict`: the gate and the breaker of the target learn from it."""
@@ -55,12 +57,12 @@ class Attempt:
         duration = (now if self.first_content is None else self.first_content) - self.started
         runtime.count_verdict(verdict.kind)
         call.verdicts.append(verdict.kind)
-        if self._target is not None and self._permit is not None and self._target.breaker is not None:
+        if self._breaker is not None:
             if verdict.kind is VerdictKind.TIMEOUT and duration < IMPATIENT and not call.outlives(now):
-                self._target.breaker.release(self._permit)
+                self._breaker.release(self._permit)
             else:
                 answered = verdict.status is not None
-                self._target.breaker.record(self._permit, now, verdict.kind, duration, answered=answered)
+                self._breaker.record(self._permit, now, verdict.kind, duration, answered=answered)
         if call.told:
             runtime.listeners.emit(
                 AttemptEnded(
@@ -74,8 +76,8 @@ class Attempt:
         """The caller went away; that says nothing of the target. Does nothing after `settle`."""
         if self.verdict is None:
             self.verdict = Verdict(VerdictKind.CALLER_FAULT, "abandoned")
-            if self._permit is not None and self._target is not None and self._target.breaker is not None:
-                self._target.breaker.release(self._permit)
+            if self._breaker is not None:
+                self._breaker.release(self._permit)
             call = self.call
             if call.told:
                 now = self.runtime.clock()

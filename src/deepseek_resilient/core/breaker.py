@@ -59,6 +59,10 @@ class Permit(NamedTuple):
     probe: int = 0
 
 
+NO_PERMIT = Permit(-1)
+"""What an attempt holds where no breaker had a say: of no generation, so worth nothing to any."""
+
+
 class _Change(NamedTuple):
     """A change of state, decided and still to be told: to the listeners, and to pybreaker if it is ours."""
 

@@ -28,6 +28,7 @@ from deepseek_resilient.core.retry import next_delay
 from deepseek_resilient.core.stream import Decoder, relay
 from deepseek_resilient.errors import CircuitOpenError, OverloadedError, RateLimitedError, RejectedError
 from deepseek_resilient.events import CallEnded, CallRefused, CallStarted, RetryScheduled, RetryStopped, StepWaited
+from deepseek_resilient.wire import OVERLOAD_FINISH
 
 if TYPE_CHECKING:
     from deepseek_resilient.core.breaker import Permit
@@ -167,7 +168,7 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
     readable: bytes | None = decoder.feed(body)
     verdict = judge.of_reply(info.dialect, reply, readable if decoder.readable else None, runtime.wall())
     attempt.settle(verdict)
-    if verdict.retryable and reply.status < 300 and verdict.reason != "insufficient_system_resource":
+    if verdict.retryable and reply.status < 300 and verdict.reason != OVERLOAD_FINISH:
         reason = "a 200 without an answer" if verdict.reason == "blank_200" else f"a 200 with {verdict.reason}"
         return response_of(OverloadedError(f"{call.target} sent {reason}", step="retry"))
     return Response(reply.status, reply.headers, body, reply.extensions)
