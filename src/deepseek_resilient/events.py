@@ -126,6 +126,15 @@ class CircuitChanged(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ModelChanged(Event):
+    """The answers of a target now name another model than before, although the same one was asked for."""
+
+    target: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
 class CallRefused(Event):
     """A step refused the call before anything was sent."""
 
@@ -151,6 +160,7 @@ Listener = Callable[[Event], None]
 _LEVELS: dict[type[Event], int] = {
     CircuitChanged: logging.WARNING,
     GateClosed: logging.WARNING,
+    ModelChanged: logging.WARNING,
     CallRefused: logging.INFO,
     RetryScheduled: logging.INFO,
     RetryStopped: logging.INFO,

@@ -193,6 +193,18 @@ def should_retry(header: Callable[[bytes], str | None]) -> bool | None:
     return {"true": True, "false": False}.get((header(b"x-should-retry") or "").strip().lower())
 
 
+_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,128})"')
+
+
+def stated_model(data: bytes) -> str:
+    """The model that an answer, or an event of a stream, names; "" if it names none near its beginning.
+
+    Seen without parsing: inside JSON strings the quotes are escaped, so text of the answer cannot look like the field.
+    """
+    found = _MODEL.search(data, 0, 4096)
+    return _printable(found.group(1).decode("utf-8", "replace")) if found else ""
+
+
 def answer_problem(dialect: Dialect, body: bytes) -> Meaning | None:
     """What is wrong with the body of a buffered 200, or None when it is an answer."""
     if not body or body.isspace():

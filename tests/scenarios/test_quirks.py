@@ -254,6 +254,17 @@ def test_a_senseless_retry_after_is_no_reason_to_wait(hint: str) -> None:
     assert not any("GateClosed" in line for line in run.trace)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_another_model_behind_the_same_name_is_told(stream: bool) -> None:
+    """The reply's `model` is recorded per target; the first one and the same one again are no news."""
+    callers = tuple(Caller(at=float(number), stream=stream) for number in range(4))
+    run = run_everywhere(Scenario(callers=callers, next=("ok", "ok", "other_model", "ok")))
+    told = [line for line in run.trace if "ModelChanged" in line]
+    assert 2 == len(told)
+    assert "old=deepseek-flash, new=deepseek-flash-0731" in told[0]
+    assert "old=deepseek-flash-0731, new=deepseek-flash" in told[1]
+
+
 def test_an_absurd_retry_after_ends_the_call_with_the_real_error() -> None:
     """Above max_retry_after the caller gets the 503 at once; the gate stays closed for the maximum only."""
     callers = (Caller(timeout=None), Caller(at=1.0, timeout=None))

@@ -96,6 +96,7 @@ class Driven:
             self.response = effect.response
         elif isinstance(effect, Emit):
             self.chunks.append(effect.chunk)
+            return self._next(effect.ask(self._clock.now))
         elif isinstance(effect, (Send, Read)):
             return self._next(effect)
         else:

@@ -50,7 +50,16 @@ def test_effects_carry_what_they_are_given():
     assert (head, 3.0) == (Read(head, until=3.0).reply, Read(head, until=3.0).until)
     assert head is Discard(head).reply
     assert response is Respond(response).response
-    assert b"x" == Emit(b"x").chunk
+
+
+def test_an_emit_becomes_the_read_that_follows_it():
+    """Its limit begins when the caller asks for more."""
+    emit = Emit(b"x", head := reply(), patience=5.0)
+    assert b"x" == emit.chunk
+    read = emit.ask(10.0)
+    assert (head, 15.0, 10.0) == (read.reply, read.until, emit.asked)
+    emit.patience = None
+    assert emit.ask(11.0).until is None
 
 
 def test_the_refusal_names_what_was_awaited():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from deepseek_resilient import wire
 from deepseek_resilient.config import BreakerPolicy, Policy, RetryPolicy, StreamPolicy
 from deepseek_resilient.core import sse
+from deepseek_resilient.core.effects import Emit
 from deepseek_resilient.core.messages import Failure, FailureKind, Response
 from deepseek_resilient.core.stream import Decoder, StreamWatch
 from deepseek_resilient.events import AttemptEnded, StreamCommitted
@@ -271,7 +272,7 @@ def test_a_slow_reader_is_no_silent_server():
     perform = call._perform
 
     def slowly(effect):
-        it.clock.now += 60.0 * (type(effect).__name__ == "Emit")
+        it.clock.now += 60.0 * isinstance(effect, Emit)
         return perform(effect)
 
     call._perform = slowly

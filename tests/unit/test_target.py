@@ -5,11 +5,11 @@ import threading
 import pytest
 
 from deepseek_resilient.core import target as module
-from deepseek_resilient.core.target import Target, Targets
+from deepseek_resilient.core.target import ServedModel, Target, Targets
 
 
 def targets():
-    return Targets(lambda name: Target(name, object(), None), threading.RLock())
+    return Targets(lambda name: Target(name, object(), None, ServedModel()), threading.RLock())
 
 
 def test_the_same_address_account_and_model_is_the_same_target():
@@ -60,3 +60,10 @@ def test_the_accounts_are_bounded(monkeypatch):
     table = targets()
     names = [table.get("https://a", account, str(step)).name for step, account in enumerate((1, 2, 3, 1))]
     assert ["a/0", "a/1#2", "a/2#3", "a/3#4"] == names
+
+
+def test_a_change_of_the_served_model_is_seen_once():
+    """The first name is no change, and neither is the same name again."""
+    served = ServedModel()
+    assert ["", "", "a", "", "b"] == [served.change(name) for name in ("a", "a", "b", "b", "c")]
+    assert "c" == served.name

@@ -465,3 +465,20 @@ def test_a_hundred_thousand_brackets_show_nothing(dialect):
     assert Sign.NOTHING == wire.signs(dialect, b"", deep)
     assert wire.error_of_event(deep) is None
     assert wire.text_of_events(dialect, [deep]) == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "model"),
+    [
+        (b'{"id":"1","model":"deepseek-flash","choices":[]}', "deepseek-flash"),
+        (b'{"type":"response.created","response":{"model" : "m\xc3\xa9"}}', "m\u00e9"),
+        (b'{"choices":[{"delta":{"content":"\\"model\\":\\"x\\""}}]}', ""),
+        (b'{"model":"a\xff\x01b"}', "a\ufffd?b"),
+        (b'{"model":null}', ""),
+        (b"\x00\xff", ""),
+        (b" " * 5000 + b'{"model":"late"}', ""),
+    ],
+)
+def test_the_model_that_an_answer_names(data, model):
+    """Seen without parsing; the answer's own text cannot look like the field."""
+    assert model == wire.stated_model(data)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from deepseek_resilient.core.breaker import NO_PERMIT
 from deepseek_resilient.core.verdict import OK, Verdict, VerdictKind
-from deepseek_resilient.events import AttemptAbandoned, AttemptEnded, AttemptStarted, GateClosed
+from deepseek_resilient.events import AttemptAbandoned, AttemptEnded, AttemptStarted, GateClosed, ModelChanged
 
 if TYPE_CHECKING:
     from deepseek_resilient.core.breaker import Permit
@@ -46,6 +46,15 @@ class Attempt:
         self.first_content = now = self.runtime.clock()
         if self._breaker is not None:
             self._breaker.show_life(self._permit, now)
+
+    def note_model(self, model: str) -> None:
+        """The answer names its model: a change behind the name that was asked for is told."""
+        target = self._target
+        if target is None or not model:
+            return
+        before = target.served.change(model)
+        if before:
+            self.runtime.listeners.emit(ModelChanged(self.runtime.clock(), target.name, before, model))
 
     def settle(self, verdict: Verdict) -> None:
         """The attempt came to `verdict`: the gate and the breaker of the target learn from it."""

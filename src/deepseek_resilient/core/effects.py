@@ -92,13 +92,27 @@ class Respond(Effect[None]):
         self.response = response
 
 
-class Emit(Effect[None]):
-    """Hand bytes of the body to the caller; answered when the caller asks for more."""
+class Emit(Effect["bytes | Failure"]):
+    """Hand bytes of the body to the caller; when the caller asks for more, read on, and answer as `Read` does.
 
-    __slots__ = ("chunk",)
+    `patience` bounds that reading in seconds (None: for ever); the time that the caller takes does not count. `asked`
+    is the instant at which the caller asked for more.
+    """
 
-    def __init__(self, chunk: bytes) -> None:
+    __slots__ = ("_read", "asked", "chunk", "patience")
+
+    def __init__(self, chunk: bytes, reply: Reply, *, patience: float | None) -> None:
         self.chunk = chunk
+        self.patience = patience
+        self.asked = 0.0
+        self._read = Read(reply, until=None)
+
+    def ask(self, now: float) -> Read:
+        """For the driver: the caller asks for more at `now`; what is to be read."""
+        self.asked = now
+        read = self._read
+        read.until = None if self.patience is None else now + self.patience
+        return read
 
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deepseek_resilient import wire
 from deepseek_resilient.core import verdict as judge
 from deepseek_resilient.core.attempt import Attempt
 from deepseek_resilient.core.effects import Emit, Read, Respond, Send, Sleep
@@ -28,7 +29,6 @@ from deepseek_resilient.core.retry import next_delay
 from deepseek_resilient.core.stream import Decoder, relay
 from deepseek_resilient.errors import CircuitOpenError, OverloadedError, RateLimitedError, RejectedError
 from deepseek_resilient.events import CallEnded, CallRefused, CallStarted, RetryScheduled, RetryStopped, StepWaited
-from deepseek_resilient.wire import OVERLOAD_FINISH
 
 if TYPE_CHECKING:
     from deepseek_resilient.core.breaker import Permit
@@ -165,10 +165,12 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
         failure, came = body
         return _failed(runtime, call, attempt, judge.of_broken_body(reply, came, failure), failure)
     decoder = Decoder(reply.header(b"content-encoding"))
-    readable: bytes | None = decoder.feed(body)
+    readable = decoder.feed(body)
     verdict = judge.of_reply(info.dialect, reply, readable if decoder.readable else None, runtime.wall())
     attempt.settle(verdict)
-    if verdict.retryable and reply.status < 300 and verdict.reason != OVERLOAD_FINISH:
+    if verdict.kind is judge.VerdictKind.OK and decoder.readable:
+        attempt.note_model(wire.stated_model(readable))
+    if verdict.retryable and reply.status < 300 and verdict.reason != wire.OVERLOAD_FINISH:
         reason = "a 200 without an answer" if verdict.reason == "blank_200" else f"a 200 with {verdict.reason}"
         return response_of(OverloadedError(f"{call.target} sent {reason}", step="retry"))
     return Response(reply.status, reply.headers, body, reply.extensions)
@@ -187,13 +189,10 @@ async def _pass_through(runtime: Runtime, call: Call, attempt: Attempt) -> Outco
         return Response(reply.status, reply.headers, body, reply.extensions)
     attempt.settle(judge.OK)
     await Respond(_dress(call, Response(reply.status, reply.headers, None, reply.extensions)))
-    while True:
-        chunk = await Read(reply, until=None)
-        if isinstance(chunk, Failure):
-            return chunk
-        if not chunk:
-            return None
-        await Emit(chunk)
+    chunk = await Read(reply, until=None)
+    while chunk and not isinstance(chunk, Failure):
+        chunk = await Emit(chunk, reply, patience=None)
+    return chunk or None
 
 
 async def _read_all(reply: Reply, until: float | None) -> bytes | tuple[Failure, bytes]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from deepseek_resilient.core.breaker import Breaker, BreakerStatistics, make_circuit
 from deepseek_resilient.core.budget import BudgetStatistics, RetryBudget
 from deepseek_resilient.core.gate import Gate, GateStatistics
-from deepseek_resilient.core.target import Target, Targets
+from deepseek_resilient.core.target import ServedModel, Target, Targets
 from deepseek_resilient.events import CircuitChanged, Listeners
 
 if TYPE_CHECKING:
@@ -62,10 +62,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class TargetStatistics:
-    """A look at one target."""
+    """A look at one target; `served_model` is the model that its last answer named."""
 
     gate: GateStatistics
     breaker: BreakerStatistics | None
+    served_model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,9 @@ class Runtime:
         now = self.clock()
         targets = {
             target.name: TargetStatistics(
-                target.gate.statistics(now), target.breaker.statistics(now) if target.breaker else None
+                target.gate.statistics(now),
+                target.breaker.statistics(now) if target.breaker else None,
+                target.served.name,
             )
             for target in self.targets.all()
         }
@@ -160,11 +163,13 @@ class Runtime:
         policy = self.policy
         gate = Gate(policy.gate, self._make_lock(), self.random)
         if policy.breaker is None:
-            return Target(name, gate, None)
+            return Target(name, gate, None, ServedModel())
         storage = self._breaker_storage(name) if self._breaker_storage else None
         circuit = make_circuit(name, self._breaker_listeners, storage)
 
         def changed(at: float, old: str, new: str, break_for: float) -> None:
             self.listeners.emit(CircuitChanged(at, name, old, new, break_for))
 
-        return Target(name, gate, Breaker(policy.breaker, self._make_lock(), self.random, circuit, changed))
+        return Target(
+            name, gate, Breaker(policy.breaker, self._make_lock(), self.random, circuit, changed), ServedModel()
+        )

@@ -81,6 +81,7 @@ class StreamWatch:
         "begun",
         "complete",
         "error",
+        "model",
         "seen",
     )
 
@@ -97,6 +98,7 @@ class StreamWatch:
         self.complete = Sign.FINISH | Sign.DONE if policy.require_done else Sign.FINISH
         self.begun = False
         self.error: object = None
+        self.model = ""
 
     @property
     def readable(self) -> bool:
@@ -120,6 +122,8 @@ class StreamWatch:
             self.begun = True
             signs = wire.signs(self._dialect, name, data)
             found |= signs
+            if not self.model:
+                self.model = wire.stated_model(data)
             if signs & Sign.CONTENT:
                 self._keep(data)
             elif signs & Sign.ERROR:
@@ -155,6 +159,7 @@ async def relay(
     if not isinstance(begun, bytes):
         return begun
     attempt.commit()
+    attempt.note_model(watch.model)
     if watch.ended:
         attempt.settle(_verdict_at_end(watch))
     if attempt.call.told:
@@ -162,14 +167,10 @@ async def relay(
         waited = now - attempt.started
         runtime.listeners.emit(StreamCommitted(now, attempt.call.number, attempt.call.attempts, waited))
     await Respond(dress(Response(reply.status, reply.headers, None, reply.extensions)))
-    emit = Emit(begun)
-    await emit
-    read = Read(reply, until=None)
-    clock, silence = runtime.clock, policy.silence
-    if silence is not None:
-        read.until = clock() + silence
+    silence = policy.silence
+    emit = Emit(begun, reply, patience=silence)
     while True:
-        chunk = await read
+        chunk = await emit
         if chunk.__class__ is not bytes or not chunk:
             return _end(attempt, watch, chunk)
         try:
@@ -180,15 +181,10 @@ async def relay(
         if found and attempt.verdict is None and watch.ended:
             attempt.settle(_verdict_at_end(watch))
         emit.chunk = chunk
-        if silence is None or read.until is None:
-            await emit
-        elif found & _COMMITS or not watch.readable:
-            await emit
-            read.until = clock() + silence
-        else:  # a slow reader is no silent server
-            handed = clock()
-            await emit
-            read.until += clock() - handed
+        if found & _COMMITS or not watch.readable:
+            emit.patience = silence
+        elif emit.patience is not None:
+            emit.patience -= runtime.clock() - emit.asked
 
 
 async def _until_content(

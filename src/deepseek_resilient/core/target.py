@@ -21,12 +21,30 @@ MAX_TARGETS = 1024
 MAX_ACCOUNTS = 4096
 
 
+class ServedModel:
+    """The model that a target's answers name. DeepSeek changes what stands behind a name without a word.
+
+    Takes no lock: when a change races with itself, it may be told twice.
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    def change(self, name: str) -> str:
+        """Note `name`; returns the name before if that was another one, else ""."""
+        before, self.name = self.name, name
+        return before if before != name else ""
+
+
 class Target(NamedTuple):
     """A target and its state. `name` holds host, model and the account's ordinal: never a key."""
 
     name: str
     gate: Gate
     breaker: Breaker | None
+    served: ServedModel
 
 
 class Targets:

@@ -116,9 +116,8 @@ class AioCall:
                 effect = resume(answer)
                 if effect.__class__ is Emit:
                     yield effect.chunk
-                    resume, answer = self._coroutine.send, None
-                else:
-                    resume, answer = await self._answer(effect)
+                    effect = effect.ask(self._clock())
+                resume, answer = await self._answer(effect)
         except StopIteration as stop:
             outcome = stop.value
         finally:
@@ -149,16 +148,18 @@ class AioCall:
     async def _answer(self, effect: Any) -> tuple[Resume, object]:
         """How to go on: `send` with what the effect came to, or `throw` with what happened instead."""
         try:
-            if effect.__class__ is not Read:
-                return self._coroutine.send, await self._perform(effect)
-            data = await self._within(self._sender.read(effect), effect.until)
-            if data.__class__ is not bytes or not data:
-                await self._read_ended(data)
+            return self._coroutine.send, await self._perform(effect)
         except BaseException as error:
             return self._coroutine.throw, error
-        return self._coroutine.send, data
 
     async def _perform(self, effect: object) -> object:
+        if isinstance(effect, Read):
+            data = await self._within(self._sender.read(effect), effect.until)
+            if not data or data.__class__ is Failure:
+                reply, self._reply = self._reply, None
+                if data is _TIMED_OUT and reply is not None:
+                    await self._sender.close(reply)
+            return data
         if isinstance(effect, Send):
             answer = await self._within(self._sender.send(effect), effect.until)
             if isinstance(answer, Reply):
@@ -172,11 +173,6 @@ class AioCall:
             await self._sender.close(effect.reply)
             return None
         raise refuse_foreign(effect)
-
-    async def _read_ended(self, last: object) -> None:
-        reply, self._reply = self._reply, None
-        if last is _TIMED_OUT and reply is not None:
-            await self._sender.close(reply)
 
     async def _within(self, work: Coroutine[Any, Any, Any], until: float | None) -> Any:
         """Await `work`, at the longest until the instant `until`; `_TIMED_OUT` when that passed."""

@@ -146,7 +146,8 @@ class SimulatedCall:
             resume, answer = self._coroutine.send, None
             if isinstance(effect, Emit):
                 self.received.append(effect.chunk)
-            elif isinstance(effect, Respond):
+                effect = effect.ask(self._scheduler.time())
+            if isinstance(effect, Respond):
                 self.response = effect.response
             elif isinstance(effect, Discard):
                 self._hang_up()

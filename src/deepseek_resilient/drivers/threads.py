@@ -92,9 +92,8 @@ class ThreadCall:
                 effect = resume(answer)
                 if effect.__class__ is Emit:
                     yield effect.chunk
-                    resume, answer = self._coroutine.send, None
-                else:
-                    resume, answer = self._answer(effect)
+                    effect = effect.ask(self._clock())
+                resume, answer = self._answer(effect)
         except StopIteration as stop:
             if isinstance(stop.value, Failure):
                 error = self._raise_as(stop.value)
