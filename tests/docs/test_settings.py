@@ -10,28 +10,25 @@ import pytest
 import tenacity
 
 from deepseek_resilient import ConfigError, Policy, ResilienceError, config, errors, events, wait_full_jitter
+from deepseek_resilient.config import environment
+from deepseek_resilient.config.policy import PARTS as POLICY_PARTS
 from deepseek_resilient.description import describe
 from deepseek_resilient.lab.faults import KINDS, Fault
 
 from .pages import blocks, code, links, prose, read, rows
 
 REFERENCE = read("docs/reference.md")
-PARTS = {
-    "retry": "RetryPolicy",
-    "budget": "BudgetPolicy",
-    "gate": "GatePolicy",
-    "breaker": "BreakerPolicy",
-    "stream": "StreamPolicy",
-}
+SWITCHED = {name for name, _, optional in POLICY_PARTS if optional}
+PARTS = {name: kind for name, kind, _ in POLICY_PARTS}
 SETTINGS = {code(row[0]): row for row in rows(REFERENCE, "## Settings") if code(row[0])}
 PRESETS = {"default": Policy(), "interactive": Policy.interactive(), "agent": Policy.agent(), "batch": Policy.batch()}
 
 
 def setting_fields() -> dict[str, Any]:
     """Every field that can be set, by the name it has in the reference."""
-    found = {f.name: f for f in fields(Policy) if f.name not in PARTS or f.name == "breaker"}
+    found = {f.name: f for f in fields(Policy) if f.name not in PARTS or f.name in SWITCHED}
     for part, kind in PARTS.items():
-        found |= {f"{part}.{f.name}": f for f in fields(getattr(config, kind))}
+        found |= {f"{part}.{f.name}": f for f in fields(kind)}
     return found
 
 
@@ -72,13 +69,13 @@ def test_a_setting_is_told_as_it_is(name: str) -> None:
     with pytest.raises(ConfigError) as refused:
         replace(owner, **{field: object()})
     assert refused.value.allowed == allowed.replace("`", "")
-    assert code(variable) in ({*config._known()} if code(variable) else {""})
+    assert code(variable) in ({*environment.known()} if code(variable) else {""})
 
 
 def test_every_environment_variable_is_told() -> None:
     """The names that `from_env` knows are those of the reference, and the two of the clients."""
     told = {code(row[4]) for row in SETTINGS.values()} - {""} | {"DEEPSEEK_RESILIENT_PRESET"}
-    assert sorted(config._known()) == sorted(told)
+    assert sorted(environment.known()) == sorted(told)
     for name in (*told, "DEEPSEEK_API_KEY", "DEEPSEEK_BASE_URL"):
         assert f"`{name}`" in REFERENCE
 

@@ -9,7 +9,6 @@ from dataclasses import fields, replace
 import pytest
 import tenacity
 
-from deepseek_resilient import config
 from deepseek_resilient.config import (
     BreakerPolicy,
     BudgetPolicy,
@@ -17,13 +16,15 @@ from deepseek_resilient.config import (
     Policy,
     RetryPolicy,
     StreamPolicy,
+    environment,
 )
+from deepseek_resilient.config import policy as policies
 from deepseek_resilient.description import describe
 from deepseek_resilient.errors import ConfigError
 
 PARTS = [Policy, RetryPolicy, BudgetPolicy, GatePolicy, BreakerPolicy, StreamPolicy]
 FIELDS = [(part, field) for part in PARTS for field in fields(part)]
-PREFIX = config.ENV_PREFIX
+PREFIX = environment.ENV_PREFIX
 
 NO_NUMBER = ["1", "", [], {}, object(), True, False, 1j, math.nan, math.inf, -math.inf, -1, -0.001]
 BAD = {
@@ -125,7 +126,7 @@ def test_an_error_says_what_is_allowed():
 @pytest.mark.parametrize("part", PARTS)
 def test_every_field_is_documented(part):
     """The docstring tells of each field by name; parts of the policy speak for themselves."""
-    parts = {name for name, _, _ in config._PARTS}
+    parts = {name for name, _, _ in policies.PARTS}
     assert [] == [f.name for f in fields(part) if f.name not in parts and f"{f.name}:" not in part.__doc__]
 
 
@@ -213,8 +214,8 @@ def got(policy, part, field):
 def test_every_known_variable_is_tested_here():
     """No setting is forgotten: the known names are these and the three special ones."""
     special = {f"{PREFIX}{name}" for name in ("PRESET", "BREAKER", "RETRY_ATTEMPTS")}
-    assert special | {variable for variable, *_ in SETTINGS} == set(config._known())
-    assert len(config._known()) == len(set(config._known()))
+    assert special | {variable for variable, *_ in SETTINGS} == set(environment.known())
+    assert len(environment.known()) == len(set(environment.known()))
 
 
 @pytest.mark.parametrize(("variable", "part", "field", "kind"), SETTINGS)

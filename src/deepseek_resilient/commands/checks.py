@@ -148,7 +148,7 @@ def _proxies(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 def _settings(environ: Mapping[str, str]) -> Finding:
     from deepseek_resilient import ConfigError, Policy
-    from deepseek_resilient.config import ENV_PREFIX
+    from deepseek_resilient.config.environment import ENV_PREFIX
 
     names = sorted(name for name in environ if name.startswith(ENV_PREFIX))
     try:

@@ -1,0 +1,32 @@
+"""`Policy`: every setting, with its default, its range and what it decides.
+
+All parts are frozen, compared by value and shared freely between threads; vary one with `dataclasses.replace`. Times
+are seconds as float, None means off. A wrong type or value raises `ConfigError`, which names the field, the value and
+what is allowed. The measurements behind the defaults are in `docs/reference.md`.
+
+Precedence: call, client, environment (`from_env`, the only place that reads it), preset.
+"""
+
+from __future__ import annotations
+
+from deepseek_resilient.config.policy import Policy
+from deepseek_resilient.config.resilience import (
+    BreakerPolicy,
+    BudgetPolicy,
+    GatePolicy,
+    RetryPolicy,
+    StopStrategy,
+    StreamPolicy,
+    WaitStrategy,
+)
+
+__all__ = [
+    "BreakerPolicy",
+    "BudgetPolicy",
+    "GatePolicy",
+    "Policy",
+    "RetryPolicy",
+    "StopStrategy",
+    "StreamPolicy",
+    "WaitStrategy",
+]

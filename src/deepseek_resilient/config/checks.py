@@ -1,0 +1,34 @@
+"""What every policy part asks of its fields: the right type, in range, or a `ConfigError` that says what is allowed."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+from deepseek_resilient.errors import ConfigError
+
+_HUGE = sys.float_info.max
+
+
+def number(
+    owner: object, name: str, low: float, high: float = math.inf, *, optional: bool = False, above: bool = False
+) -> None:
+    value = getattr(owner, name)
+    if value is None and optional:
+        return
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and -_HUGE <= value <= _HUGE
+    if not (good and (low < value if above else low <= value) and value <= high):
+        allowed = f"a number {'above' if above else 'of at least'} {low:g}"
+        if high != math.inf:
+            allowed += f" and at most {high:g}"
+        raise ConfigError(label(owner, name), value, allowed + (" (seconds), or None" if optional else ""))
+
+
+def whole(owner: object, name: str, low: int) -> None:
+    value = getattr(owner, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigError(label(owner, name), value, f"a whole number of at least {low}")
+
+
+def label(owner: object, name: str) -> str:
+    return f"{type(owner).__name__}.{name}"

@@ -1,0 +1,91 @@
+"""A policy from environment variables: the only place that reads them, and the names they have."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+import tenacity
+
+from deepseek_resilient.config.policy import PARTS, Policy
+from deepseek_resilient.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+ENV_PREFIX = "DEEPSEEK_RESILIENT_"
+
+_SWITCHED: dict[str, type[Any]] = {name: kind for name, kind, optional in PARTS if optional}
+
+_PRESETS: dict[str, Callable[[], Policy]] = {
+    "default": Policy,
+    "interactive": Policy.interactive,
+    "agent": Policy.agent,
+    "batch": Policy.batch,
+}
+
+
+def read(environ: Mapping[str, str]) -> Policy:
+    """The preset that is named there, and every setting on top of it. Raises ConfigError."""
+    found = {k: v for k, v in environ.items() if k.startswith(ENV_PREFIX)}
+    preset = found.pop(f"{ENV_PREFIX}PRESET", "default").strip().lower()
+    if preset not in _PRESETS:
+        raise ConfigError(f"{ENV_PREFIX}PRESET", preset, " or ".join(_PRESETS))
+    policy = _PRESETS[preset]()
+    for name, text in sorted(found.items()):
+        policy = _set_from_env(policy, name, text.strip())
+    return policy
+
+
+def _set_from_env(policy: Policy, variable: str, text: str) -> Policy:
+    name = variable.removeprefix(ENV_PREFIX).lower()
+    if name == "retry_attempts":
+        try:
+            attempts = int(text)
+        except ValueError:
+            raise ConfigError(variable, text, "a whole number of at least 1") from None
+        if attempts < 1:
+            raise ConfigError(variable, text, "a whole number of at least 1")
+        return replace(policy, retry=replace(policy.retry, stop=tenacity.stop_after_attempt(attempts)))
+    if name in _SWITCHED:
+        if text.lower() not in ("on", "off"):
+            raise ConfigError(variable, text, '"on" or "off"')
+        switched: Any = (getattr(policy, name) or _SWITCHED[name]()) if text.lower() == "on" else None
+        return replace(policy, **{name: switched})
+    part_name, _, part_field = name.partition("_")
+    part = getattr(policy, part_name, None) if part_name in {p[0] for p in PARTS} else None
+    owner: Any = policy if part is None else part
+    key = name if part is None else part_field
+    types = {f.name: str(f.type) for f in fields(owner) if f.name not in ("stop", "wait", *(p[0] for p in PARTS))}
+    if part_name in _SWITCHED and part is None:
+        raise ConfigError(variable, text, f"left unset while the {part_name} is off")
+    if key not in types:
+        raise ConfigError(variable, text, f"one of the known names ({', '.join(known())})")
+    try:
+        changed = replace(owner, **{key: _parse(types[key], text)})
+    except ConfigError as error:
+        raise ConfigError(variable, text, error.allowed) from None
+    return changed if part is None else replace(policy, **{part_name: changed})
+
+
+def _parse(kind: str, text: str) -> object:
+    if "None" in kind and text.lower() in ("none", "off"):
+        return None
+    try:
+        if "bool" in kind:
+            return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+        if kind == "int":
+            return int(text)
+        if "float" in kind:
+            return float(text)
+    except ValueError:
+        pass
+    return text
+
+
+def known() -> list[str]:
+    """Every variable that is read."""
+    names = [f.name for f in fields(Policy) if f.name not in {p[0] for p in PARTS}]
+    for part, kind, _ in PARTS:
+        names += [f"{part}_{f.name}" for f in fields(kind) if f.name not in ("stop", "wait")]
+    return [ENV_PREFIX + n.upper() for n in ["preset", *_SWITCHED, "retry_attempts", *names]]
