@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from deepseek_resilient.config import (
         BreakerPolicy,
         BudgetPolicy,
+        ConcurrencyPolicy,
         GatePolicy,
         Policy,
         RetryPolicy,
@@ -42,7 +43,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "backoff": ("wait_full_jitter",),
     "client": ("AsyncDeepSeek", "DeepSeek"),
-    "config": ("BreakerPolicy", "BudgetPolicy", "GatePolicy", "Policy", "RetryPolicy", "StreamPolicy"),
+    "config": (
+        "BreakerPolicy",
+        "BudgetPolicy",
+        "ConcurrencyPolicy",
+        "GatePolicy",
+        "Policy",
+        "RetryPolicy",
+        "StreamPolicy",
+    ),
     "engine": ("Engine",),
     "errors": (
         "CircuitOpenError",
@@ -65,6 +74,7 @@ __all__ = [
     "BreakerPolicy",
     "BudgetPolicy",
     "CircuitOpenError",
+    "ConcurrencyPolicy",
     "ConfigError",
     "DeadlineExceededError",
     "DeepSeek",

@@ -291,6 +291,17 @@ class _Baton:
     def sleep(self, delay: float) -> None:
         self.block(lambda arrive: self.scheduler.call_later(delay, arrive, None) and None)
 
+    def wait(self, bell: Any, timeout: float | None) -> None:
+        def begin(arrive: Callable[[Any], None]) -> None:
+            if timeout is not None:
+                timers.append(self.scheduler.call_later(timeout, arrive, None))
+            bell.attach(lambda: arrive(None))
+
+        timers: list[Any] = []
+        self.block(begin)
+        for timer in timers:
+            timer.cancel()
+
     def _interrupt(self, turn: threading.Semaphore) -> None:
         if turn in self._blocked:
             self._blocked[turn](KeyboardInterrupt())
@@ -346,7 +357,9 @@ def run_threads(scenario: Scenario) -> Run:
 
     def one(caller: Caller, seen: Seen) -> None:
         sender = _ThreadSender(world.server, baton)
-        call = ThreadCall(world.coroutine(caller), sender, clock=scheduler.time, sleep=baton.sleep, raise_as=_Failed)
+        call = ThreadCall(
+            world.coroutine(caller), sender, clock=scheduler.time, sleep=baton.sleep, raise_as=_Failed, wait=baton.wait
+        )
         try:
             response = call.start()
             seen.take(response)

@@ -19,10 +19,12 @@ from deepseek_resilient.config.resilience import (
     StreamPolicy,
     WaitStrategy,
 )
+from deepseek_resilient.config.traffic import ConcurrencyPolicy
 
 __all__ = [
     "BreakerPolicy",
     "BudgetPolicy",
+    "ConcurrencyPolicy",
     "GatePolicy",
     "Policy",
     "RetryPolicy",

@@ -11,6 +11,7 @@ import tenacity
 from deepseek_resilient.backoff import wait_full_jitter
 from deepseek_resilient.config.checks import label, number
 from deepseek_resilient.config.resilience import BreakerPolicy, BudgetPolicy, GatePolicy, RetryPolicy, StreamPolicy
+from deepseek_resilient.config.traffic import ConcurrencyPolicy
 from deepseek_resilient.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ PARTS: tuple[tuple[str, type, bool], ...] = (
     ("budget", BudgetPolicy, False),
     ("gate", GatePolicy, False),
     ("breaker", BreakerPolicy, True),
+    ("concurrency", ConcurrencyPolicy, True),
     ("stream", StreamPolicy, False),
 )
 """Name, type, and whether None turns it off."""
@@ -47,6 +49,7 @@ class Policy:
     budget: BudgetPolicy = field(default_factory=BudgetPolicy)
     gate: GatePolicy = field(default_factory=GatePolicy)
     breaker: BreakerPolicy | None = field(default_factory=BreakerPolicy)
+    concurrency: ConcurrencyPolicy | None = field(default_factory=ConcurrencyPolicy)
     stream: StreamPolicy = field(default_factory=StreamPolicy)
 
     def __post_init__(self) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deepseek_resilient.core.breaker import NO_PERMIT
+from deepseek_resilient.core.limit import Sample, size_class
 from deepseek_resilient.core.verdict import OK, Verdict, VerdictKind
 from deepseek_resilient.events import AttemptAbandoned, AttemptEnded, AttemptStarted, GateClosed, ModelChanged
 
 if TYPE_CHECKING:
     from deepseek_resilient.core.breaker import Permit
+    from deepseek_resilient.core.concurrency import Places
     from deepseek_resilient.core.runtime import Call, Runtime
     from deepseek_resilient.core.target import Target
 
@@ -21,14 +22,20 @@ IMPATIENT = 1.0
 class Attempt:
     """From the permit to the verdict. `settle` or `abandon` gives the permit back; the first of them counts."""
 
-    __slots__ = ("_breaker", "_permit", "_target", "call", "first_content", "runtime", "started", "verdict")
+    __slots__ = (
+        "_breaker", "_permit", "_places", "_target", "answer_size", "call", "first_content", "runtime", "started",
+        "until", "verdict",
+    )  # fmt: skip
 
-    def __init__(self, runtime: Runtime, call: Call, target: Target | None, permit: Permit | None) -> None:
+    def __init__(self, runtime: Runtime, call: Call, target: Target | None, permit: Permit) -> None:
         self.runtime = runtime
         self.call = call
         self._target = target
-        self._permit = permit or NO_PERMIT
+        self._permit = permit
         self._breaker = None if target is None else target.breaker
+        self._places = None if target is None else target.places
+        self.until: float | None = None
+        self.answer_size = 0
         self.started = runtime.clock()
         self.first_content: float | None = None
         self.verdict: Verdict | None = None
@@ -46,6 +53,8 @@ class Attempt:
         self.first_content = now = self.runtime.clock()
         if self._breaker is not None:
             self._breaker.show_life(self._permit, now)
+        if self._places is not None:
+            self._places.answered(now, self._sample(now))
 
     def note_model(self, model: str) -> None:
         """The answer names its model: a change behind the name that was asked for is told."""
@@ -63,11 +72,13 @@ class Attempt:
         self.verdict = verdict
         runtime, call = self.runtime, self.call
         now = runtime.clock()
+        if self._places is not None:
+            self._give_place_back(self._places, verdict, now)
         duration = (now if self.first_content is None else self.first_content) - self.started
         runtime.count_verdict(verdict.kind)
         call.verdicts.append(verdict.kind)
         if self._breaker is not None:
-            if verdict.kind is VerdictKind.TIMEOUT and duration < IMPATIENT and not call.outlives(now):
+            if self.first_content is None and self._was_impatient(verdict, now):
                 self._breaker.release(self._permit)
             else:
                 answered = verdict.status is not None
@@ -85,12 +96,35 @@ class Attempt:
         """The caller went away; that says nothing of the target. Does nothing after `settle`."""
         if self.verdict is None:
             self.verdict = Verdict(VerdictKind.CALLER_FAULT, "abandoned")
+            if self._places is not None:
+                self._places.exit(self.runtime.clock())
             if self._breaker is not None:
                 self._breaker.release(self._permit)
             call = self.call
             if call.told:
                 now = self.runtime.clock()
                 self.runtime.listeners.emit(AttemptAbandoned(now, call.number, call.attempts, call.target))
+
+    def _give_place_back(self, places: Places, verdict: Verdict, now: float) -> None:
+        kind = verdict.kind
+        if self.first_content is not None:
+            pass
+        elif kind is VerdictKind.OK:
+            places.answered(now, self._sample(now))
+        elif kind is VerdictKind.TIMEOUT:
+            places.timed_out(now, self._sample(now))
+        elif kind in (VerdictKind.THROTTLED, VerdictKind.OVERLOADED) and not verdict.rest:
+            places.overloaded(now, self.started, verdict.stated_limit)
+        places.exit(now)
+
+    def _sample(self, now: float) -> Sample:
+        call = self.call
+        size = size_class(len(call.request.body), self.answer_size, stream=call.info.stream)
+        allowed = None if self.until is None else self.until - self.started
+        return Sample(self.started, now - self.started, size, allowed)
+
+    def _was_impatient(self, verdict: Verdict, now: float) -> bool:
+        return verdict.kind is VerdictKind.TIMEOUT and now - self.started < IMPATIENT and not self.call.outlives(now)
 
     def _teach_gate(self, target: Target, verdict: Verdict, now: float) -> None:
         policy = self.runtime.policy

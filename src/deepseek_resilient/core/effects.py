@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
 
     from deepseek_resilient.core.messages import Failure, Reply, Request, Response
+    from deepseek_resilient.core.waiting import Bell
 
 T = TypeVar("T")
 
@@ -36,6 +37,16 @@ class Sleep(Effect[None]):
 
     def __init__(self, delay: float) -> None:
         self.delay = delay
+
+
+class Wait(Effect[None]):
+    """Let time pass until `bell` rings, at the longest until the instant `until` (None: for ever)."""
+
+    __slots__ = ("bell", "until")
+
+    def __init__(self, bell: Bell, *, until: float | None) -> None:
+        self.bell = bell
+        self.until = until
 
 
 class Send(Effect["Reply | Failure"]):

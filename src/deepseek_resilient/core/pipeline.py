@@ -1,15 +1,16 @@
 """The path of one call, on one screen.
 
-    call ── deadline ── retry ── gate ── breaker ── send ── verdict
+    call ── deadline ── retry ── gate ── breaker, places ── send ── verdict
               │           │        │        │         │        └ core/verdict.py   what came back, in one of seven words
               │           │        │        │         └ core/stream.py             streams: held until the first content
-              │           │        │        └ core/breaker.py                      is the target worth an attempt now?
+              │           │        │        └ core/concurrency.py, core/limit.py   is there a place? who waits?
+              │           │        │          core/breaker.py                      is the target worth an attempt now?
               │           │        └ core/gate.py                                  has it asked to be left alone?
               │           └ core/retry.py, core/budget.py                          again? when? who pays?
               └ core/runtime.py (Call)                                             one limit for everything below it
 
 Places kept for what is still to come: guard, cache and ladder before `retry`; admission and hedge around it; route in
-front of the gate; rate and concurrency behind the breaker.
+front of the gate; rate behind the breaker.
 
 Everything here is a value: a `Response` (an error reply, or a refusal of ours, too), a `Failure`, or None after a
 stream that was handed over whole. Exceptions are for the drivers' cancellation and for mistakes.
@@ -17,12 +18,13 @@ stream that was handed over whole. Exceptions are for the drivers' cancellation 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from deepseek_resilient import wire
 from deepseek_resilient.core import verdict as judge
 from deepseek_resilient.core.attempt import Attempt
-from deepseek_resilient.core.effects import Emit, Read, Respond, Send, Sleep
+from deepseek_resilient.core.breaker import NO_PERMIT
+from deepseek_resilient.core.effects import Emit, Read, Respond, Send, Sleep, Wait
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
 from deepseek_resilient.core.refusal import response_of
 from deepseek_resilient.core.retry import next_delay
@@ -32,10 +34,14 @@ from deepseek_resilient.events import CallEnded, CallRefused, CallStarted, Retry
 
 if TYPE_CHECKING:
     from deepseek_resilient.core.breaker import Permit
+    from deepseek_resilient.core.concurrency import Places
     from deepseek_resilient.core.runtime import Call, Runtime
     from deepseek_resilient.core.target import Target
 
 Outcome = Response | Failure | None
+
+_HEADROOM = 1.5
+"""A call leaves the queue when less than this many times the usual time of an answer is left of its deadline."""
 
 
 async def run(runtime: Runtime, call: Call) -> Outcome:
@@ -88,49 +94,117 @@ async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
             runtime.budget.refund()
 
 
-async def _admit(runtime: Runtime, call: Call) -> tuple[RejectedError | Permit | None, Target | None]:
+async def _admit(runtime: Runtime, call: Call) -> tuple[RejectedError | Permit, Target | None]:
     """Pick the target and pass its steps. What is no inference call has no target, and passes."""
     if not call.info.dialect.is_inference:
         call.target = call.request.origin.partition("://")[2]
-        return None, None
+        return NO_PERMIT, None
     target = runtime.targets.get(call.request.origin, call.request.account, call.info.model)
     call.target = target.name
     return await _pass(runtime, call, target), target
 
 
-async def _pass(runtime: Runtime, call: Call, target: Target) -> RejectedError | Permit | None:
-    """Through the gate and the breaker of `target`, waiting where that is allowed: a permit, or the refusal.
+class _Pause(NamedTuple):
+    """A step that lets the call wait."""
 
-    Whoever has waited at one of them is asked at both again.
+    step: str
+    delay: float
+
+
+async def _pass(runtime: Runtime, call: Call, target: Target) -> RejectedError | Permit:
+    """Through the gate, the breaker and the places of `target`, waiting where allowed: a permit, or the refusal.
+
+    The permit comes with a place. Whoever has waited at one of them is asked at all again.
     """
-    while True:
-        now = runtime.clock()
-        closed = target.gate.check(now)
-        if closed is not None:
-            if not closed.patient or not call.outlives(now + closed.delay):
-                return RateLimitedError(
-                    f"{target.name} asked to be left alone for another {closed.remaining:.1f} s ({closed.reason}); "
-                    "nothing was sent. Try again then, or give the call a longer timeout.",
-                    step="gate",
-                    retry_after=closed.remaining,
-                    http_status=closed.status,
-                )
-            await _wait(runtime, call, "gate", closed.delay)
-            continue
-        if target.breaker is None:
-            return None
-        permit = target.breaker.try_acquire(now)
-        if not isinstance(permit, float):
-            return permit
-        delay = permit * runtime.random.uniform(1.0, 2.0)
-        if target.breaker.refuses or not call.outlives(now + delay):
-            return CircuitOpenError(
-                f"the circuit of {target.name} is open: it failed too often a moment ago; nothing was sent. "
-                f"Try again in {permit:.2f} s.",
-                step="breaker",
-                retry_after=permit,
+    places, held = target.places, False
+    try:
+        while True:
+            answer = _ask_health(runtime, call, target)
+            if isinstance(answer, RejectedError):
+                return answer
+            if isinstance(answer, _Pause):
+                if held and places is not None:
+                    held = False
+                    places.exit(runtime.clock())
+                await _wait(runtime, call, *answer)
+            elif places is None or held or places.try_enter():
+                held = False
+                return answer
+            else:
+                if target.breaker is not None:
+                    target.breaker.release(answer)
+                full = await _queue(runtime, call, places)
+                if full is not None:
+                    return full
+                held = True
+    finally:
+        if held and places is not None:
+            places.exit(runtime.clock())
+
+
+def _ask_health(runtime: Runtime, call: Call, target: Target) -> RejectedError | Permit | _Pause:
+    """The gate, then the breaker."""
+    now = runtime.clock()
+    closed = target.gate.check(now)
+    if closed is not None:
+        if not closed.patient or not call.outlives(now + closed.delay):
+            return RateLimitedError(
+                f"{target.name} asked to be left alone for another {closed.remaining:.1f} s ({closed.reason}); "
+                "nothing was sent. Try again then, or give the call a longer timeout.",
+                step="gate",
+                retry_after=closed.remaining,
+                http_status=closed.status,
             )
-        await _wait(runtime, call, "breaker", delay)
+        return _Pause("gate", closed.delay)
+    if target.breaker is None:
+        return NO_PERMIT
+    permit = target.breaker.try_acquire(now)
+    if not isinstance(permit, float):
+        return permit
+    delay = permit * runtime.random.uniform(1.0, 2.0)
+    if target.breaker.refuses or not call.outlives(now + delay):
+        return CircuitOpenError(
+            f"the circuit of {target.name} is open: it failed too often a moment ago; nothing was sent. "
+            f"Try again in {permit:.2f} s.",
+            step="breaker",
+            retry_after=permit,
+        )
+    return _Pause("breaker", delay)
+
+
+async def _queue(runtime: Runtime, call: Call, places: Places) -> RejectedError | None:
+    """Wait for a place, as long as an attempt could still end in time; None with a place, or the refusal."""
+    began = runtime.clock()
+    waiter = places.queue(began, call.priority)
+    if isinstance(waiter, float):
+        return _crowded(call, "and as many calls wait already as may", waiter)
+    until = None
+    if call.deadline is not None:
+        left = call.deadline - began
+        until = began + max(left - places.expected(stream=call.info.stream) * _HEADROOM, left / 2)
+    try:
+        await Wait(waiter, until=until)
+    except BaseException:
+        places.leave(waiter, runtime.clock())
+        raise
+    now = runtime.clock()
+    call.waited += now - began
+    if call.told:
+        runtime.listeners.emit(StepWaited(now, call.number, "concurrency", call.target, now - began))
+    if waiter.granted:
+        return None
+    places.leave(waiter, now)
+    why = "and calls that matter more took the queue" if waiter.refused else "and none came free in time"
+    return _crowded(call, why, places.seconds_to_empty())
+
+
+def _crowded(call: Call, why: str, retry_after: float) -> RejectedError:
+    return RateLimitedError(
+        f"{call.target} has as many calls of ours in flight as it can take now, {why}; nothing was sent. "
+        f"Try again in {retry_after:.2f} s.",
+        step="concurrency",
+        retry_after=retry_after,
+    )
 
 
 async def _wait(runtime: Runtime, call: Call, step: str, delay: float) -> None:
@@ -149,6 +223,7 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
     for limit in limits:
         if limit is not None and (until is None or attempt.started + limit < until):
             until = attempt.started + limit
+    attempt.until = until
     reply = await Send(
         call.request,
         connect=call.connect,
@@ -164,6 +239,7 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
     if isinstance(body, tuple):
         failure, came = body
         return _failed(runtime, call, attempt, judge.of_broken_body(reply, came, failure), failure)
+    attempt.answer_size = len(body)
     decoder = Decoder(reply.header(b"content-encoding"))
     readable = decoder.feed(body)
     verdict = judge.of_reply(info.dialect, reply, readable if decoder.readable else None, runtime.wall())

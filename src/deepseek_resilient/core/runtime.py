@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from deepseek_resilient.core.breaker import Breaker, BreakerStatistics, make_circuit
 from deepseek_resilient.core.budget import BudgetStatistics, RetryBudget
+from deepseek_resilient.core.concurrency import ConcurrencyStatistics, Places
 from deepseek_resilient.core.gate import Gate, GateStatistics
 from deepseek_resilient.core.target import ServedModel, Target, Targets
 from deepseek_resilient.events import CircuitChanged, Listeners
@@ -34,8 +35,8 @@ class Call:
     """One call from beginning to end. Belongs to whoever drives it; never shared."""
 
     __slots__ = (
-        "attempts", "connect", "deadline", "info", "max_retries", "number", "request", "started", "target", "told",
-        "verdicts", "waited",
+        "attempts", "connect", "deadline", "info", "max_retries", "number", "priority", "request", "started",
+        "target", "told", "verdicts", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +50,7 @@ class Call:
         self.deadline = deadline
         self.connect = connect
         self.max_retries = max_retries
+        self.priority = 0
         self.attempts = 0
         self.waited = 0.0
         self.target = ""
@@ -66,7 +68,8 @@ class TargetStatistics:
 
     gate: GateStatistics
     breaker: BreakerStatistics | None
-    served_model: str = ""
+    concurrency: ConcurrencyStatistics | None
+    served_model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,7 @@ class Runtime:
             target.name: TargetStatistics(
                 target.gate.statistics(now),
                 target.breaker.statistics(now) if target.breaker else None,
+                target.places.statistics() if target.places else None,
                 target.served.name,
             )
             for target in self.targets.all()
@@ -162,14 +166,19 @@ class Runtime:
     def _make_target(self, name: str) -> Target:
         policy = self.policy
         gate = Gate(policy.gate, self._make_lock(), self.random)
-        if policy.breaker is None:
-            return Target(name, gate, None, ServedModel())
+        places = None
+        if policy.concurrency is not None:
+            places = Places(policy.concurrency, self._make_lock(), self.clock())
+        return Target(name, gate, self._make_breaker(name), ServedModel(), places)
+
+    def _make_breaker(self, name: str) -> Breaker | None:
+        policy = self.policy.breaker
+        if policy is None:
+            return None
         storage = self._breaker_storage(name) if self._breaker_storage else None
         circuit = make_circuit(name, self._breaker_listeners, storage)
 
         def changed(at: float, old: str, new: str, break_for: float) -> None:
             self.listeners.emit(CircuitChanged(at, name, old, new, break_for))
 
-        return Target(
-            name, gate, Breaker(policy.breaker, self._make_lock(), self.random, circuit, changed), ServedModel()
-        )
+        return Breaker(policy, self._make_lock(), self.random, circuit, changed)

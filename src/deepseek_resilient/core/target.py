@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from deepseek_resilient.core.breaker import Breaker
+    from deepseek_resilient.core.concurrency import Places
     from deepseek_resilient.core.gate import Gate
 
 MAX_TARGETS = 1024
@@ -45,6 +46,7 @@ class Target(NamedTuple):
     gate: Gate
     breaker: Breaker | None
     served: ServedModel
+    places: Places | None = None
 
 
 class Targets:

@@ -14,7 +14,7 @@ import math
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deepseek_resilient.core.effects import Discard, Emit, Read, Respond, Send, Sleep, refuse_foreign
+from deepseek_resilient.core.effects import Discard, Emit, Read, Respond, Send, Sleep, Wait, refuse_foreign
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
 from deepseek_resilient.drivers.threads import cause_of
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
     from deepseek_resilient.core.effects import CallCoroutine
+    from deepseek_resilient.core.waiting import Bell
 
 Resume = Any
 """`send` or `throw` of the call's coroutine."""
@@ -168,6 +169,9 @@ class AioCall:
         if isinstance(effect, Sleep):
             await asyncio.sleep(effect.delay)
             return None
+        if isinstance(effect, Wait):
+            await self._within(_rung(effect.bell), effect.until)
+            return None
         if isinstance(effect, Discard):
             self._reply = None
             await self._sender.close(effect.reply)
@@ -213,6 +217,23 @@ class AioCall:
         else:
             self._fired = True
             self._task.cancel()
+
+
+async def _rung(bell: Bell) -> None:
+    loop = asyncio.get_running_loop()
+    rung = loop.create_future()
+
+    def wake() -> None:
+        with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_set, rung)
+
+    bell.attach(wake)
+    await rung
+
+
+def _set(rung: asyncio.Future[None]) -> None:
+    if not rung.done():
+        rung.set_result(None)
 
 
 def _bury(

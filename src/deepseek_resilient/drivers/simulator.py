@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deepseek_resilient.core.effects import Discard, Effect, Emit, Read, Respond, Send, Sleep, refuse_foreign
+from deepseek_resilient.core.effects import Discard, Effect, Emit, Read, Respond, Send, Sleep, Wait, refuse_foreign
 from deepseek_resilient.core.messages import Failure, FailureKind, RawHeaders, Reply, Response
 
 if TYPE_CHECKING:
@@ -162,6 +162,12 @@ class SimulatedCall:
         turn = self._turn
         if isinstance(effect, Sleep):
             self._scheduler.call_later(effect.delay, self._answer, turn, None)
+            return
+        if isinstance(effect, Wait):
+            if effect.until is not None:
+                delay = max(effect.until - self._scheduler.time(), 0.0)
+                self._timer = self._scheduler.call_later(delay, self._answer, turn, None)
+            effect.bell.attach(lambda: self._scheduler.call_later(0.0, self._answer, turn, None))
             return
         if isinstance(effect, Send):
             self._inbox = Inbox()

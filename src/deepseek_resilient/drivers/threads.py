@@ -8,15 +8,17 @@ read limit, as it stood when the body began, after the last byte.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deepseek_resilient.core.effects import Discard, Emit, Read, Respond, Send, Sleep, refuse_foreign
+from deepseek_resilient.core.effects import Discard, Emit, Read, Respond, Send, Sleep, Wait, refuse_foreign
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from deepseek_resilient.core.effects import CallCoroutine
+    from deepseek_resilient.core.waiting import Bell
 
 
 Resume = Any
@@ -39,10 +41,17 @@ class SyncSender(Protocol):
         """Close both later. Called by the garbage collector, which may run inside any lock: so it must take none."""
 
 
+def wait_on_thread(bell: Bell, timeout: float | None) -> None:
+    """Block this thread until `bell` rings, at the longest `timeout` seconds."""
+    rung = threading.Event()
+    bell.attach(rung.set)
+    rung.wait(timeout)
+
+
 class ThreadCall:
     """One call on a thread: `start`, then `chunks` if the response has no body, then `close`. One thread at a time."""
 
-    __slots__ = ("_clock", "_coroutine", "_raise_as", "_reply", "_sender", "_sleep")
+    __slots__ = ("_clock", "_coroutine", "_raise_as", "_reply", "_sender", "_sleep", "_wait")
 
     def __init__(
         self,
@@ -52,7 +61,9 @@ class ThreadCall:
         clock: Callable[[], float],
         sleep: Callable[[float], object],
         raise_as: Callable[[Failure], BaseException],
+        wait: Callable[[Bell, float | None], None] = wait_on_thread,
     ) -> None:
+        self._wait = wait
         self._coroutine = coroutine
         self._sender = sender
         self._clock = clock
@@ -131,6 +142,9 @@ class ThreadCall:
             return answer
         if isinstance(effect, Sleep):
             self._sleep(effect.delay)
+            return None
+        if isinstance(effect, Wait):
+            self._wait(effect.bell, None if effect.until is None else max(effect.until - self._clock(), 0.0))
             return None
         if isinstance(effect, Discard):
             self._reply = None

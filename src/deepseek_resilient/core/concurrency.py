@@ -1,0 +1,193 @@
+"""Places: who may be in flight to a target, who waits, and who is refused.
+
+`core/limit.py` says how many; this module gives the places out. A call that finds none waits in a bounded queue, higher
+priorities first. Within a priority the oldest goes first, until the queue has stood (not been empty) for
+`policy.standing` seconds: then it is overloaded, and the newest goes first, because the newest has the most time left;
+the old ones would be answered too late, one after another. (Facebook's adaptive LIFO; the switch is CoDel's idea.)
+
+Nobody waits longer than is of use: a call leaves the queue when an attempt begun now would no longer end within its
+deadline. A full queue refuses: the newcomer, or, if that one matters more, the least and oldest of those who wait.
+`Retry-After` is the time in which the queue would empty: `queued * latency / limit`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deepseek_resilient.core.limit import AdaptiveLimit, Sample
+from deepseek_resilient.core.waiting import Bell
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from deepseek_resilient.config import ConcurrencyPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class ConcurrencyStatistics:
+    """A look at the places: the limit in force, calls in flight and waiting, refusals so far, and the load seen by
+    latency (1 = no queue at the server)."""
+
+    limit: float
+    in_flight: int
+    queued: int
+    refused: int
+    load: float
+
+
+class Waiter(Bell):
+    """A call that waits for a place. Read `granted` and `refused` when its bell has rung."""
+
+    __slots__ = ("granted", "left", "priority", "refused")
+
+    def __init__(self, priority: int) -> None:
+        super().__init__()
+        self.priority = priority
+        self.granted = self.refused = self.left = False
+
+
+class Places:
+    """The places of one target. Thread-safe; bells are rung without its lock.
+
+    A higher number is a higher priority.
+    """
+
+    def __init__(self, policy: ConcurrencyPolicy, lock: AbstractContextManager[object], now: float) -> None:
+        self._policy = policy
+        self._lock = lock
+        self._limit = AdaptiveLimit(policy, now)
+        self._in_flight = 0
+        self._queues: dict[int, deque[Waiter]] = {}
+        self._queued = 0
+        self._stands_since = math.inf
+        self._refused = 0
+
+    def try_enter(self) -> bool:
+        """Take a place if one is free and nobody waits for it."""
+        with self._lock:
+            if self._queued or self._in_flight >= self._limit.value:
+                return False
+            self._in_flight += 1
+            self._limit.used(self._in_flight)
+            return True
+
+    def queue(self, now: float, priority: int) -> Waiter | float:
+        """A place in the queue; or, when it is full, the seconds in which it would empty."""
+        with self._lock:
+            if self._queued >= self._policy.queue:
+                loser = self._least()
+                if loser is None or loser.priority >= priority:
+                    self._refused += 1
+                    return self._seconds_to_empty()
+                self._remove(loser)
+                loser.refused = True
+                self._refused += 1
+            else:
+                loser = None
+            waiter = Waiter(priority)
+            if not self._queued:
+                self._stands_since = now
+            self._queues.setdefault(priority, deque()).append(waiter)
+            self._queued += 1
+            admitted = self._admit(now)
+        if loser is not None:
+            loser.ring()
+        for one in admitted:
+            one.ring()
+        return waiter
+
+    def leave(self, waiter: Waiter, now: float) -> None:
+        """Wait no longer, whatever became of it; gives back a place that was granted meanwhile. Safe to repeat."""
+        with self._lock:
+            if waiter.left:
+                return
+            waiter.left = True
+            if waiter.granted:
+                self._in_flight -= 1
+            elif not waiter.refused:
+                self._remove(waiter)
+            admitted = self._admit(now)
+        for one in admitted:
+            one.ring()
+
+    def exit(self, now: float) -> None:
+        """Give a place back."""
+        with self._lock:
+            self._in_flight -= 1
+            admitted = self._admit(now)
+        for one in admitted:
+            one.ring()
+
+    def answered(self, now: float, sample: Sample) -> None:
+        """An attempt that held a place was answered well."""
+        with self._lock:
+            self._limit.answered(now, sample)
+            admitted = self._admit(now) if self._queued else []
+        for one in admitted:
+            one.ring()
+
+    def timed_out(self, now: float, sample: Sample) -> None:
+        """An attempt that held a place ran into its time limit."""
+        with self._lock:
+            self._limit.timed_out(now, sample)
+
+    def overloaded(self, now: float, started: float, stated: int | None = None) -> None:
+        """An attempt that held a place met a 429 or 503; the server may have stated its limit."""
+        with self._lock:
+            if stated is not None:
+                self._limit.state(now, stated)
+            else:
+                self._limit.overloaded(now, started)
+
+    def expected(self, *, stream: bool) -> float:
+        """Seconds until the first content of a stream, or until the end of another answer, as of late; 0 at first."""
+        with self._lock:
+            return self._limit.expected(stream=stream)
+
+    def seconds_to_empty(self) -> float:
+        """Seconds in which the queue would empty as things stand."""
+        with self._lock:
+            return self._seconds_to_empty()
+
+    def statistics(self) -> ConcurrencyStatistics:
+        """How it stands."""
+        with self._lock:
+            limit = self._limit
+            return ConcurrencyStatistics(
+                limit.value, self._in_flight, self._queued, self._refused, limit.load / limit.base
+            )
+
+    def _admit(self, now: float) -> list[Waiter]:
+        admitted: list[Waiter] = []
+        while self._queued and self._in_flight < self._limit.value:
+            queue = self._queues[max(self._queues)]
+            newest_first = now - self._stands_since >= self._policy.standing
+            waiter = queue.pop() if newest_first else queue.popleft()
+            self._forget_empty(waiter.priority)
+            self._queued -= 1
+            self._in_flight += 1
+            self._limit.used(self._in_flight)
+            waiter.granted = True
+            admitted.append(waiter)
+        if not self._queued:
+            self._stands_since = math.inf
+        return admitted
+
+    def _least(self) -> Waiter | None:
+        return self._queues[min(self._queues)][0] if self._queues else None
+
+    def _remove(self, waiter: Waiter) -> None:
+        self._queues[waiter.priority].remove(waiter)
+        self._forget_empty(waiter.priority)
+        self._queued -= 1
+
+    def _forget_empty(self, priority: int) -> None:
+        if not self._queues[priority]:
+            del self._queues[priority]
+
+    def _seconds_to_empty(self) -> float:
+        limit = self._limit
+        return self._queued * max(limit.expected(stream=True), limit.expected(stream=False)) / limit.value

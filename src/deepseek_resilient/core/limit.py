@@ -1,0 +1,209 @@
+"""How many calls a target can take: an estimate from latency, without asking the server.
+
+Latency says how full the server is. A sample's latency is divided by the *scale* of its size class (streamed or not,
+prompt, answer, each by powers of two), so that a long answer does not read as overload; what remains is the load. A
+round is as many samples, of attempts begun since the round began, as the limit allows in flight (16 to 64), and its load
+is their median. The least load of the last rounds is the load without a queue, `base`.
+
+- load <= tolerance * base, and the limit was used: it doubles up to the level at which a queue was last met (slow
+  start), and beyond that grows by its square root per round;
+- load > tolerance * base: a queue stands. The limit becomes `0.95 * limit * base / load`, what filled the server without
+  a queue (Little's law), which drains the queue and so measures base afresh. If the next round is as slow all the same,
+  then it is not the queue that is slow: base is forgotten, and learned again;
+- half the time limit of the attempts is used up: as above, whatever base says, by `backoff`;
+- most answers of a round are an overload (429, 503, a timeout): `backoff`, once per round.
+
+A limit that the server states ("concurrency limit of 25") is a ceiling at once, and is tried one higher each
+`probe_interval` seconds.
+
+Sources: D. Chiu and R. Jain, "Analysis of the Increase and Decrease Algorithms"; TCP Vegas and BBR; Netflix's
+concurrency-limits (Gradient2), whose long average drifts with a lasting overload where a least value does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+from cachetools import LRUCache
+
+if TYPE_CHECKING:
+    from deepseek_resilient.config import ConcurrencyPolicy
+
+_ROUNDS = 6
+_SMALLEST_ROUND, _LARGEST_ROUND = 16, 64
+_SLOW_START_ROUND = 4
+_CLASSES = 256
+_SCALE_GAIN = 0.05
+_LATENCY_GAIN = 0.1
+_DRAIN = 0.95
+_SHARE_OF_TIME = 0.5
+_USED = 0.75
+_FEW = 2
+
+
+class Sample(NamedTuple):
+    """What an attempt tells: when it began, seconds to the first content (streams) or the end, its size class, and
+    the seconds it was allowed (None: unlimited)."""
+
+    started: float
+    latency: float
+    size: tuple[bool, int, int]
+    allowed: float | None
+
+
+def size_class(prompt: int, answer: int, *, stream: bool) -> tuple[bool, int, int]:
+    """The class of a call with a prompt and an answer of so many bytes."""
+    return stream, max(prompt.bit_length(), 10), 0 if stream else max(answer.bit_length(), 10)
+
+
+class AdaptiveLimit:
+    """The estimate for one target. Not thread-safe: its owner holds the lock."""
+
+    __slots__ = (
+        "_bases",
+        "_ceiling",
+        "_ceiling_at",
+        "_latency",
+        "_load",
+        "_overloaded",
+        "_overloads",
+        "_peak",
+        "_policy",
+        "_round_began",
+        "_samples",
+        "_scales",
+        "_slow",
+        "_threshold",
+        "value",
+    )
+
+    def __init__(self, policy: ConcurrencyPolicy, now: float) -> None:
+        self._policy = policy
+        self.value = float(policy.initial)
+        self._threshold = math.inf
+        self._ceiling = math.inf
+        self._ceiling_at = now
+        self._scales: LRUCache[tuple[bool, int, int], float] = LRUCache(_CLASSES)
+        self._load = 1.0
+        self._latency = [0.0, 0.0]
+        self._bases: deque[float] = deque([1.0], maxlen=_ROUNDS)
+        self._slow = self._overloaded = False
+        self._peak = 0
+        self._begin_round(now)
+
+    @property
+    def base(self) -> float:
+        """The load without a queue, as far as the last rounds have seen it."""
+        return min(self._bases)
+
+    @property
+    def load(self) -> float:
+        """The load of the last round."""
+        return self._load
+
+    def used(self, in_flight: int) -> None:
+        """So many calls are in flight: the limit grows only where it is used."""
+        if in_flight > self._peak:
+            self._peak = in_flight
+
+    def expected(self, *, stream: bool) -> float:
+        """Seconds until the first content of a stream, or until the end of another answer, as of late; 0 at first."""
+        return self._latency[stream]
+
+    def answered(self, now: float, sample: Sample) -> None:
+        """An attempt was answered well."""
+        stream = sample.size[0]
+        before = self._latency[stream]
+        self._latency[stream] = before + _LATENCY_GAIN * (sample.latency - before) if before else sample.latency
+        if sample.size not in self._scales:
+            self._scales[sample.size] = max(sample.latency, 1e-6) / self._load
+        if sample.started >= self._round_began:
+            self._samples.append(sample)
+            self._end_round_if_full(now)
+
+    def overloaded(self, now: float, started: float) -> None:
+        """An attempt met an overload: 429 or 503."""
+        if started >= self._round_began:
+            self._overloads += 1
+            self._end_round_if_full(now)
+
+    def timed_out(self, now: float, sample: Sample) -> None:
+        """An attempt ran into its time limit: an overload, unless others take longer than it was allowed, too."""
+        if sample.allowed is None or sample.allowed >= self._latency[sample.size[0]]:
+            self.overloaded(now, sample.started)
+
+    def state(self, now: float, limit: int) -> None:
+        """The server stated its limit."""
+        self._ceiling, self._ceiling_at = max(limit, self._policy.minimum), now
+        self.value = min(self.value, self._ceiling)
+
+    def _begin_round(self, now: float) -> None:
+        self._round_began = now
+        self._samples: list[Sample] = []
+        self._overloads = 0
+        self._peak = 0
+
+    def _end_round_if_full(self, now: float) -> None:
+        seen = len(self._samples) + self._overloads
+        value = self.value
+        smallest = min(_SMALLEST_ROUND, 3 * value) if value >= self._threshold else 4
+        if seen < min(max(value, smallest, 4), _LARGEST_ROUND):
+            return
+        if self._overloads * 2 > seen:
+            if not self._overloaded:
+                self._threshold = self.value / 2
+            self._overloaded = True
+            self._set(now, self.value * self._policy.backoff)
+        else:
+            self._overloaded = False
+            self._learn(now)
+        self._begin_round(now)
+
+    def _learn(self, now: float) -> None:
+        load, doubt = self._weigh()
+        base = min(self.base, load * doubt)
+        slow = load > self._policy.tolerance * base * doubt
+        if slow and self._slow:
+            slow = False
+        elif slow:
+            self._threshold = self._set(now, _DRAIN * self.value * base / load)
+        elif self._is_late() or self._overloads > max(_FEW, 0.1 * len(self._samples)):
+            self._threshold = self._set(now, self.value * self._policy.backoff)
+        elif self._peak >= _USED * self.value:
+            self._grow(now)
+        if self._slow and not slow:  # the queue was drained before this round: it shows base
+            self._bases.clear()
+        self._slow = slow
+        self._bases.append(load * doubt)
+
+    def _weigh(self) -> tuple[float, float]:
+        """The load of this round, and the factor it may be wrong by; the scales follow slowly what is not load."""
+        scales, samples = self._scales, self._samples
+        loads = sorted([max(sample.latency, 1e-6) / scales[sample.size] for sample in samples])
+        count = len(loads)
+        self._load = load = loads[count // 2]
+        doubt = 1 + (loads[count * 3 // 4] - loads[count // 4]) / (load * math.sqrt(count))
+        for sample in samples:
+            scale = scales[sample.size]
+            scales[sample.size] = scale + _SCALE_GAIN * (sample.latency / load - scale)
+        return load, doubt
+
+    def _is_late(self) -> bool:
+        shares = [sample.latency / sample.allowed for sample in self._samples if sample.allowed]
+        return bool(shares) and median(shares) > _SHARE_OF_TIME
+
+    def _grow(self, now: float) -> None:
+        value = self.value
+        self._set(now, min(2 * value, self._threshold) if value < self._threshold else value + math.sqrt(value))
+
+    def _set(self, now: float, value: float) -> float:
+        interval = self._policy.probe_interval
+        if self._ceiling < math.inf and now - self._ceiling_at >= interval:
+            steps = int((now - self._ceiling_at) / interval)
+            self._ceiling += steps
+            self._ceiling_at += steps * interval
+        self.value = max(min(value, self._ceiling, self._policy.maximum), self._policy.minimum)
+        return self.value
