@@ -181,7 +181,7 @@ def test_one_that_fails_at_once_loses_its_traffic_within_a_second(dead):
     world.arrive(30.0, 20.0)
     world.service[dead], world.outcome[dead] = lambda: 0.001, FAULT
     world.arrive(30.0, 60.0)
-    assert 2 > world.shares(21.0, 22.0)[dead]
+    assert 5 > world.shares(21.0, 22.0)[dead]
     assert 1 > world.shares(22.0, 60.0)[dead]
     assert "ejected" == state(world.router, dead, 60.0)
     world.service[dead], world.outcome[dead] = lambda: 0.1, OK

@@ -216,9 +216,9 @@ class LadderPolicy:
     """What becomes of a call under load, before it is refused.
 
     The default is careful: nothing changes below level 3 (by default a load of 2: as much is waiting as is under way),
-    where the alternative is a refusal. There interactive and standard calls reason less, and standard ones get the cheaper model.
-    Batch is shed and not simplified, for it can come again later; critical is left alone. No answer is cut shorter, as
-    half an answer may be worse than none.
+    where the alternative is a refusal. There interactive and standard calls reason less, and standard ones get the
+    cheaper model. Batch is shed and not simplified, for it can come again later; critical is left alone. No answer is
+    cut shorter, as half an answer may be worse than none.
 
     Attributes:
         rungs: in the order in which they are applied; () = nothing is ever simplified.

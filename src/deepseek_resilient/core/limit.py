@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _ROUNDS = 6
 _SMALLEST_ROUND, _LARGEST_ROUND = 16, 64
-_SLOW_START_ROUND = 4
+_FEWEST = 4
 _CLASSES = 256
 _SCALE_GAIN = 0.05
 _LATENCY_GAIN = 0.1
@@ -66,6 +66,7 @@ class AdaptiveLimit:
         "_bases",
         "_ceiling",
         "_ceiling_at",
+        "_growth",
         "_latency",
         "_load",
         "_overloaded",
@@ -92,6 +93,7 @@ class AdaptiveLimit:
         self._bases: deque[float] = deque([1.0], maxlen=_ROUNDS)
         self._slow = self._overloaded = False
         self._peak = 0
+        self._growth = 1
         self._begin_round(now)
 
     @property
@@ -149,10 +151,12 @@ class AdaptiveLimit:
     def _end_round_if_full(self, now: float) -> None:
         seen = len(self._samples) + self._overloads
         value = self.value
-        smallest = min(_SMALLEST_ROUND, 3 * value) if value >= self._threshold else 4
-        if seen < min(max(value, smallest, 4), _LARGEST_ROUND):
+        mostly_overloaded = self._overloads * 2 > seen
+        smallest = min(_SMALLEST_ROUND, 3 * value) if value >= self._threshold else _FEWEST
+        wanted = _FEWEST if mostly_overloaded else min(max(value, smallest, _FEWEST), _LARGEST_ROUND)
+        if seen < wanted:
             return
-        if self._overloads * 2 > seen:
+        if mostly_overloaded:
             if not self._overloaded:
                 self._threshold = self.value / 2
             self._overloaded = True
@@ -197,7 +201,8 @@ class AdaptiveLimit:
 
     def _grow(self, now: float) -> None:
         value = self.value
-        self._set(now, min(2 * value, self._threshold) if value < self._threshold else value + math.sqrt(value))
+        self._set(now, min(2 * value, self._threshold) if value < self._threshold else value + self._growth)
+        self._growth += 1
 
     def _set(self, now: float, value: float) -> float:
         interval = self._policy.probe_interval
@@ -205,5 +210,7 @@ class AdaptiveLimit:
             steps = int((now - self._ceiling_at) / interval)
             self._ceiling += steps
             self._ceiling_at += steps * interval
+        if value < self.value:
+            self._growth = 1
         self.value = max(min(value, self._ceiling, self._policy.maximum), self._policy.minimum)
         return self.value

@@ -4,11 +4,11 @@ Slowness is read off Little's law, latency = calls waiting / answers per second,
 (`decay`) and with each answer (1 / `WINDOW`). Calls still in flight count while they wait, so a server that hangs is
 seen before its first answer is late, and no single long answer makes a server slow:
 
-    cost     = (seconds waited + PRIOR * usual) / (good answers + PRIOR)      seconds per good answer
+    cost     = (seconds waited + usual * (PRIOR + FAILURE_COST * refusals)) / (good answers + PRIOR)
     slowness = cost / the least cost of all, at most `WORST`
 
-A failed or throttled attempt adds `FAILURE_COST` usual latencies to the seconds waited. `usual` is the least cost, as
-it was over the last `decay` seconds. What a slowness does to a weight is in `core/routing.py`.
+Refusals are failed and throttled attempts: each costs as much as a few answers. `usual` is the least latency of those
+with `KNOWN` answers in the window. What a slowness does to a weight is in `core/routing.py`.
 
 Ejection: `eject_failures` failures in a row (while the others mostly answer), or a failure share `eject_share` above
 the others'. It lasts `ejection * 2^n` seconds, n the ejections in a row. The first failure after the return ejects
@@ -32,6 +32,7 @@ WINDOW = 10.0
 PRIOR = 1.0
 WORST = 12.0
 FAILURE_COST = 4.0
+KNOWN = 3.0
 
 _KEPT = math.exp(-1 / WINDOW)
 _VOLUME = 5.0  # answers in the window before a share of failures says anything
@@ -41,7 +42,18 @@ _JITTER = 0.1
 class Health:
     """The evidence on one upstream. Not thread-safe: the router holds its lock."""
 
-    __slots__ = ("_decay", "_updated", "bad", "busy", "ejected_until", "ejections", "good", "streak", "waiting")
+    __slots__ = (
+        "_decay",
+        "_updated",
+        "bad",
+        "busy",
+        "ejected_until",
+        "ejections",
+        "good",
+        "refusals",
+        "streak",
+        "waiting",
+    )
 
     def __init__(self, decay: float, now: float) -> None:
         self._decay = decay
@@ -50,6 +62,7 @@ class Health:
         self.busy = 0.0
         self.good = 0.0
         self.bad = 0.0
+        self.refusals = 0.0
         self.streak = 0
         self.ejections = 0
         self.ejected_until = -math.inf
@@ -63,6 +76,7 @@ class Health:
             self.busy = self.busy * kept + self.waiting * decay * (1 - kept)
             self.good *= kept
             self.bad *= kept
+            self.refusals *= kept
             self._updated = now
 
     def answered(self) -> None:
@@ -70,21 +84,24 @@ class Health:
         self.busy *= _KEPT
         self.good = self.good * _KEPT + 1
         self.bad *= _KEPT
+        self.refusals *= _KEPT
 
-    def refused(self, usual: float, *, failed: bool) -> None:
+    def refused(self, *, failed: bool) -> None:
         """An attempt that has to be repeated; `failed` when that speaks against the server's health."""
-        self.busy = self.busy * _KEPT + FAILURE_COST * usual
+        self.busy *= _KEPT
         self.good *= _KEPT
         self.bad = self.bad * _KEPT + failed
+        self.refusals = self.refusals * _KEPT + 1
 
     def cost(self, usual: float) -> float:
         """Seconds per good answer."""
-        return (self.busy + PRIOR * usual) / (self.good + PRIOR)
+        return (self.busy + usual * (PRIOR + FAILURE_COST * self.refusals)) / (self.good + PRIOR)
 
     def limit(self, usual: float) -> None:
-        """Remember no more than the worst slowness, so that the way back is never longer."""
-        most = (WORST * (self.good + PRIOR) - PRIOR) * usual
-        self.busy = min(self.busy, most)
+        """Remember not much more than the worst slowness, so that the way back is never longer."""
+        most = WORST * (self.good + PRIOR)
+        self.busy = min(self.busy, most * usual)
+        self.refusals = min(self.refusals, most / FAILURE_COST)
 
     def latency(self) -> float | None:
         """Seconds until an answer; None when there was none lately."""
@@ -104,5 +121,5 @@ class Health:
         self.ejected_until = now + seconds * random.uniform(1 - _JITTER, 1 + _JITTER)
         self.ejections += 1
         self.streak = (policy.eject_failures or 1) - 1
-        self.busy = self.good = self.bad = 0.0
+        self.busy = self.good = self.bad = self.refusals = 0.0
         return self.ejected_until

@@ -27,7 +27,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 from deepseek_resilient.config.routing import MAX_WEIGHT, MIN_WEIGHT
-from deepseek_resilient.core.outliers import WORST, Health
+from deepseek_resilient.core.outliers import KNOWN, WORST, Health
 from deepseek_resilient.core.verdict import FAILURES, VerdictKind
 from deepseek_resilient.errors import ConfigError
 
@@ -107,8 +107,8 @@ class Router:
     """The upstreams of one engine. Thread-safe."""
 
     __slots__ = (
-        "_cumulative", "_horizon", "_lock", "_members", "_next_review", "_open", "_policy", "_random", "_reviewed",
-        "_size", "_usual",
+        "_cumulative", "_horizon", "_lock", "_members", "_next_review", "_open", "_policy", "_random", "_size",
+        "_usual",
     )  # fmt: skip
 
     def __init__(self, policy: RoutingPolicy, lock: AbstractContextManager[object], random: Random, now: float) -> None:
@@ -124,7 +124,6 @@ class Router:
         self._horizon = 0.0  # the latest due date that was picked
         self._usual = 0.0
         self._size = 0.0
-        self._reviewed = now
         self._next_review = -math.inf
 
     def pick(self, now: float, tokens: int = 0, exclude: Collection[str] = ()) -> Pick | None:
@@ -180,7 +179,7 @@ class Router:
             elif outcome in FAILURES:
                 self._bad(pick, member, now)
             elif outcome is VerdictKind.THROTTLED:
-                member.health.refused(self._usual, failed=False)
+                member.health.refused(failed=False)
 
     def rest(self, name: str, now: float, seconds: float) -> bool:
         """No picks of `name` for `seconds` from `now`; never shortens a rest. False when that changes nothing."""
@@ -261,18 +260,20 @@ class Router:
         self._next_review = min([now + _REVIEW, *changes])
 
     def _learn(self, members: list[_Member], now: float) -> None:
-        """Bring the evidence up to `now`, and the usual latency nearer to the least."""
+        """Bring the evidence up to `now`; the usual latency is the least that is well known, else that of all."""
+        busy = good = 0.0
+        least = math.inf
         for member in members:
-            member.health.advance(now)
-        usual = self._usual
-        if usual and members:
-            least = min(member.health.cost(usual) for member in members)
-            gone = max(now - self._reviewed, 0.0)
-            self._usual = usual + (least - usual) * -math.expm1(-gone / self._policy.decay)
-        elif not usual:
-            good = sum(member.health.good for member in members)
-            self._usual = sum(member.health.busy for member in members) / good if good else 0.0
-        self._reviewed = max(now, self._reviewed)
+            health = member.health
+            health.advance(now)
+            busy += health.busy
+            good += health.good
+            if health.good >= KNOWN:
+                least = min(least, health.busy / health.good)
+        if least < math.inf:
+            self._usual = least
+        elif good >= 1:
+            self._usual = busy / good
 
     def _weigh(self, members: list[_Member], now: float) -> None:
         """Weights in force; what is still to go until a due date changes as the weight does."""
@@ -315,7 +316,7 @@ class Router:
     def _bad(self, pick: Pick, member: _Member, now: float) -> None:
         """A failure; of a call from before the last return it says nothing about the health since."""
         health = member.health
-        health.refused(self._usual, failed=True)
+        health.refused(failed=True)
         if not member.open or pick.started < member.since:
             return
         health.streak += 1
