@@ -84,7 +84,7 @@ def test_every_environment_variable_is_told() -> None:
 def test_a_default_can_be_given_by_its_variable(name: str) -> None:
     """The variable of a setting sets that setting."""
     default = value_of(Policy(), name)
-    text = {"breaker": "on", "retry.stop": "6"}.get(name, str(default))
+    text = {"breaker": "on", "concurrency": "on", "retry.stop": "6"}.get(name, str(default))
     policy = Policy.from_env({code(SETTINGS[name][4]): text})
     assert same(default, value_of(policy, name))
 

@@ -12,6 +12,7 @@ import tenacity
 from deepseek_resilient.config import (
     BreakerPolicy,
     BudgetPolicy,
+    ConcurrencyPolicy,
     GatePolicy,
     Policy,
     RetryPolicy,
@@ -22,7 +23,7 @@ from deepseek_resilient.config import policy as policies
 from deepseek_resilient.description import describe
 from deepseek_resilient.errors import ConfigError
 
-PARTS = [Policy, RetryPolicy, BudgetPolicy, GatePolicy, BreakerPolicy, StreamPolicy]
+PARTS = [Policy, RetryPolicy, BudgetPolicy, GatePolicy, BreakerPolicy, ConcurrencyPolicy, StreamPolicy]
 FIELDS = [(part, field) for part in PARTS for field in fields(part)]
 PREFIX = environment.ENV_PREFIX
 
@@ -39,6 +40,7 @@ BAD = {
     "BudgetPolicy": [None, {}, RetryPolicy(), BudgetPolicy, 3],
     "GatePolicy": [None, {}, RetryPolicy(), GatePolicy, 3],
     "BreakerPolicy | None": [{}, RetryPolicy(), BreakerPolicy, False, "off"],
+    "ConcurrencyPolicy | None": [{}, RetryPolicy(), ConcurrencyPolicy, False, "off"],
     "StreamPolicy": [None, {}, RetryPolicy(), StreamPolicy, 3],
 }
 

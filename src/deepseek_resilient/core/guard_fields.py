@@ -43,6 +43,8 @@ _LOOKED_AT: Final = 10_000
 """So many messages are looked at one by one, which takes milliseconds. What comes after them the server may judge."""
 
 _ROLES: Final = frozenset(("system", "user", "assistant", "tool", "latest_reminder", "developer"))
+"""Those that the server's own error names, and `developer`, which OpenAI's clients send: it may learn that one."""
+
 _OUTPUT_FIELDS: Final = ("max_tokens", "max_completion_tokens")
 _RESPONSES_OUTPUT_FIELDS: Final = ("max_output_tokens",)
 _KINDS: Final = {
@@ -233,6 +235,6 @@ def _type(name: str, value: object, expected: str) -> Refused:
     return _refuse_type(f"{name}: invalid type: {_KINDS.get(type(value), 'map')}, expected {expected}", name)
 
 
-def _refuse_type(message: str, name: str, reason: str = "unknown_type") -> Refused:
+def _refuse_type(message: str, name: str, reason: str = "wrong_type") -> Refused:
     text = f"Failed to deserialize the JSON body into the target type: {message}"
     return Refused(WRONG_TYPE_STATUS, text, name, reason)

@@ -2,16 +2,17 @@
 
 Latency says how full the server is. A sample's latency is divided by the *scale* of its size class (streamed or not,
 prompt, answer, each by powers of two), so that a long answer does not read as overload; what remains is the load. A
-round is as many samples, of attempts begun since the round began, as the limit allows in flight (16 to 64), and its load
-is their median. The least load of the last rounds is the load without a queue, `base`.
+round is as many samples, of attempts begun since the round began, as the limit allows in flight (within bounds), and
+its load is their median, with a doubt of `IQR / sqrt(n)`. The least load of the last rounds, doubt included, is `base`,
+the load without a queue.
 
 - load <= tolerance * base, and the limit was used: it doubles up to the level at which a queue was last met (slow
-  start), and beyond that grows by its square root per round;
-- load > tolerance * base: a queue stands. The limit becomes `0.95 * limit * base / load`, what filled the server without
-  a queue (Little's law), which drains the queue and so measures base afresh. If the next round is as slow all the same,
-  then it is not the queue that is slow: base is forgotten, and learned again;
-- half the time limit of the attempts is used up: as above, whatever base says, by `backoff`;
-- most answers of a round are an overload (429, 503, a timeout): `backoff`, once per round.
+  start), and beyond that grows by 1, 2, 3 ... per round, whatever its size, so that clients of one server draw level;
+- load > tolerance * base, beyond doubt: a queue stands. The limit becomes `0.95 * limit * base / load`, what filled the
+  server without a queue (Little's law). That drains the queue, so the next round shows base afresh, and what was
+  measured before is forgotten: the server itself may have become slower;
+- half the time limit of the attempts is used up, or more than a few attempts of a round meet an overload (429, 503, a
+  time limit): `backoff`, once per round, and at once where most do.
 
 A limit that the server states ("concurrency limit of 25") is a ceiling at once, and is tried one higher each
 `probe_interval` seconds.
