@@ -585,7 +585,7 @@ def only_reported(verdict):
 
 
 @given(dialect=st.sampled_from(INFERENCE), request=requests())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @example(CHAT, {"model": "deepseek-flash", "messages": [{"role": "user", "content": "word " * 50}]})
 @example(CHAT, {"model": "deepseek-flash", "messages": [{"role": "user", "content": "letters" * 80}]})
 @example(CHAT, {"model": "deepseek-flash", "messages": [{"role": "user", "content": ""}] * 61})

@@ -22,8 +22,6 @@ class ConcurrencyPolicy:
         backoff: the limit after an overload (429, 503, a timeout) is this share of the one before, above 0, below 1.
         probe_interval: seconds after which a limit that the server stated is tried one higher, > 0.
         queue: calls that may wait for a place, >= 0; one more is refused at once.
-        standing: the queue counts as overloaded once it has not been empty for this long, seconds, > 0: from then on
-            the newest call goes first.
     """
 
     initial: int = 20
@@ -33,7 +31,6 @@ class ConcurrencyPolicy:
     backoff: float = 0.7
     probe_interval: float = 30.0
     queue: int = 1000
-    standing: float = 0.1
 
     def __post_init__(self) -> None:
         whole(self, "minimum", 1)
@@ -45,4 +42,3 @@ class ConcurrencyPolicy:
         number(self, "backoff", 0, 0.99, above=True)
         number(self, "probe_interval", 0, above=True)
         whole(self, "queue", 0)
-        number(self, "standing", 0, above=True)

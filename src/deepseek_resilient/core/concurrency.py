@@ -1,12 +1,11 @@
 """Places: who may be in flight to a target, who waits, and who is refused.
 
 `core/limit.py` says how many; this module gives the places out. A call that finds none waits in a bounded queue, higher
-priorities first. Within a priority the oldest goes first, until the queue has stood (not been empty) for
-`policy.standing` seconds: then it is overloaded, and the newest goes first, because the newest has the most time left;
-the old ones would be answered too late, one after another. (Facebook's adaptive LIFO; the switch is CoDel's idea.)
+priorities first. Within a priority the oldest goes first, until the oldest has waited for half of what it can: then the
+queue is overloaded, and the newest goes first, because it has the most time left; in turn, they would all be answered
+too late. (Facebook's adaptive LIFO; the switch by the time spent waiting is CoDel's idea.)
 
-Nobody waits longer than is of use: a call leaves the queue when an attempt begun now would no longer end within its
-deadline. A full queue refuses: the newcomer, or, if that one matters more, the least and oldest of those who wait.
+Nobody waits longer than is of use: `until` is when an attempt would no longer end within the call's deadline. A full queue refuses: the newcomer, or, if that one matters more, the least and oldest of those who wait.
 `Retry-After` is the time in which the queue would empty: `queued * latency / limit`.
 """
 
@@ -41,11 +40,12 @@ class ConcurrencyStatistics:
 class Waiter(Bell):
     """A call that waits for a place. Read `granted` and `refused` when its bell has rung."""
 
-    __slots__ = ("granted", "left", "priority", "refused")
+    __slots__ = ("granted", "hurries_at", "left", "priority", "refused")
 
-    def __init__(self, priority: int) -> None:
+    def __init__(self, priority: int, hurries_at: float) -> None:
         super().__init__()
         self.priority = priority
+        self.hurries_at = hurries_at
         self.granted = self.refused = self.left = False
 
 
@@ -62,7 +62,6 @@ class Places:
         self._in_flight = 0
         self._queues: dict[int, deque[Waiter]] = {}
         self._queued = 0
-        self._stands_since = math.inf
         self._refused = 0
 
     def try_enter(self) -> bool:
@@ -74,8 +73,9 @@ class Places:
             self._limit.used(self._in_flight)
             return True
 
-    def queue(self, now: float, priority: int) -> Waiter | float:
-        """A place in the queue; or, when it is full, the seconds in which it would empty."""
+    def queue(self, now: float, priority: int, until: float | None) -> Waiter | float:
+        """A place in the queue for a call that can wait until then (None: for ever); or, when it is full, the seconds
+        in which it would empty."""
         with self._lock:
             if self._queued >= self._policy.queue:
                 loser = self._least()
@@ -87,9 +87,7 @@ class Places:
                 self._refused += 1
             else:
                 loser = None
-            waiter = Waiter(priority)
-            if not self._queued:
-                self._stands_since = now
+            waiter = Waiter(priority, math.inf if until is None else (now + until) / 2)
             self._queues.setdefault(priority, deque()).append(waiter)
             self._queued += 1
             admitted = self._admit(now)
@@ -164,16 +162,13 @@ class Places:
         admitted: list[Waiter] = []
         while self._queued and self._in_flight < self._limit.value:
             queue = self._queues[max(self._queues)]
-            newest_first = now - self._stands_since >= self._policy.standing
-            waiter = queue.pop() if newest_first else queue.popleft()
+            waiter = queue.pop() if now > queue[0].hurries_at else queue.popleft()
             self._forget_empty(waiter.priority)
             self._queued -= 1
             self._in_flight += 1
             self._limit.used(self._in_flight)
             waiter.granted = True
             admitted.append(waiter)
-        if not self._queued:
-            self._stands_since = math.inf
         return admitted
 
     def _least(self) -> Waiter | None:

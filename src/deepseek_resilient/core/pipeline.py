@@ -175,13 +175,13 @@ def _ask_health(runtime: Runtime, call: Call, target: Target) -> RejectedError |
 async def _queue(runtime: Runtime, call: Call, places: Places) -> RejectedError | None:
     """Wait for a place, as long as an attempt could still end in time; None with a place, or the refusal."""
     began = runtime.clock()
-    waiter = places.queue(began, call.priority)
-    if isinstance(waiter, float):
-        return _crowded(call, "and as many calls wait already as may", waiter)
     until = None
     if call.deadline is not None:
         left = call.deadline - began
         until = began + max(left - places.expected(stream=call.info.stream) * _HEADROOM, left / 2)
+    waiter = places.queue(began, call.priority, until)
+    if isinstance(waiter, float):
+        return _crowded(call, "and as many calls wait already as may", waiter)
     try:
         await Wait(waiter, until=until)
     except BaseException:
