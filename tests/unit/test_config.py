@@ -190,8 +190,11 @@ def test_the_numbers_of_the_presets():
 
 GOOD = {
     "float": ("0.75", 0.75),
+    "tolerance": ("1.75", 1.75),
+    "break_growth": ("1.5", 1.5),
+    "minimum": ("7", 7),
     "float | None": ("0.75", 0.75),
-    "int": ("7", 7),
+    "int": ("21", 21),
     "bool": ("false", False),
     "Literal['refuse', 'wait']": ("wait", "wait"),
 }
@@ -214,8 +217,8 @@ def got(policy, part, field):
 
 
 def test_every_known_variable_is_tested_here():
-    """No setting is forgotten: the known names are these and the three special ones."""
-    special = {f"{PREFIX}{name}" for name in ("PRESET", "BREAKER", "RETRY_ATTEMPTS")}
+    """No setting is forgotten: the known names are these and the four special ones."""
+    special = {f"{PREFIX}{name}" for name in ("PRESET", "BREAKER", "CONCURRENCY", "RETRY_ATTEMPTS")}
     assert special | {variable for variable, *_ in SETTINGS} == set(environment.known())
     assert len(environment.known()) == len(set(environment.known()))
 
@@ -223,7 +226,7 @@ def test_every_known_variable_is_tested_here():
 @pytest.mark.parametrize(("variable", "part", "field", "kind"), SETTINGS)
 def test_every_variable_sets_its_field_and_no_other(variable, part, field, kind):
     """One variable, one change."""
-    text, value = ("1.5", 1.5) if field == "break_growth" else GOOD[kind]
+    text, value = GOOD[field if field in GOOD else kind]
     policy = Policy.from_env({variable: f"  {text} ", "OTHER": "x"})
     assert value == got(policy, part, field)
     changed = replace(getattr(Policy(), part), **{field: value}) if part else value

@@ -431,9 +431,7 @@ HAN = "你好世界" * 200  # 800 characters: 200 tokens at the very least
 def test_a_prompt_that_is_surely_too_long_is_refused(text, dialect, param, request_of):
     """Every text that the model reads is counted, and no other; the limit itself passes."""
     request = {**GOOD[dialect], **request_of(text)}
-    counted = judge(request, dialect, GuardPolicy(max_prompt_tokens=1))
-    least = int(counted.message.split("at least ")[1].split(" ")[0])
-    assert least in (200, 201)
+    least = 200 + isinstance(request[param], list)
     assert judge(request, dialect, GuardPolicy(max_prompt_tokens=least)) is None
     message = (
         f"This model's maximum context length is {least - 1} tokens. However, you requested at least {least} tokens. "
@@ -454,6 +452,14 @@ def test_the_defaults_know_the_context_of_the_model():
     """A million words of 16 letters are too long; the hundred thousand words of a book are not."""
     assert said(content="lorem ipsum " * 50_000) is None
     assert "too_many_tokens" == said(content="incomprehensible " * 1_000_000).reason
+
+
+def test_nothing_in_front_hides_a_prompt_that_is_too_long():
+    """White space and signs before it, or many small messages, do not spare it the count."""
+    policy = GuardPolicy(max_prompt_tokens=100)
+    text = "letters" * 200
+    for messages in ([{**USER, "content": "- " * 50_000 + text}], [USER] * 50 + [{**USER, "content": text}]):
+        assert "too_many_tokens" == judge({**GOOD[CHAT], "messages": messages}, policy=policy).reason
 
 
 # Tenants

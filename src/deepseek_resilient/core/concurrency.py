@@ -5,7 +5,8 @@ priorities first. Within a priority the oldest goes first, until the oldest has 
 queue is overloaded, and the newest goes first, because it has the most time left; in turn, they would all be answered
 too late. (Facebook's adaptive LIFO; the switch by the time spent waiting is CoDel's idea.)
 
-Nobody waits longer than is of use: `until` is when an attempt would no longer end within the call's deadline. A full queue refuses: the newcomer, or, if that one matters more, the least and oldest of those who wait.
+Nobody waits longer than is of use: `until` is when an attempt would no longer end within the call's deadline. A full
+queue refuses: the newcomer, or, if that one matters more, the least and oldest of those who wait.
 `Retry-After` is the time in which the queue would empty: `queued * latency / limit`.
 """
 

@@ -3,8 +3,8 @@
 Latency says how full the server is. A sample's latency is divided by the *scale* of its size class (streamed or not,
 prompt, answer, each by powers of two), so that a long answer does not read as overload; what remains is the load. A
 round is as many samples, of attempts begun since the round began, as the limit allows in flight (within bounds), and
-its load is their median, with a doubt of `IQR / sqrt(n)`. The least load of the last rounds, doubt included, is `base`,
-the load without a queue.
+its load is their median, with a doubt of `IQR / sqrt(n)`. The least load since a queue was last drained, doubt
+included, is `base`, the load without a queue.
 
 - load <= tolerance * base, and the limit was used: it doubles up to the level at which a queue was last met (slow
   start), and beyond that grows by 1, 2, 3 ... per round, whatever its size, so that clients of one server draw level;
@@ -24,7 +24,6 @@ concurrency-limits (Gradient2), whose long average drifts with a lasting overloa
 from __future__ import annotations
 
 import math
-from collections import deque
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,7 +32,6 @@ from cachetools import LRUCache
 if TYPE_CHECKING:
     from deepseek_resilient.config import ConcurrencyPolicy
 
-_ROUNDS = 6
 _SMALLEST_ROUND, _LARGEST_ROUND = 16, 64
 _FEWEST = 4
 _CLASSES = 256
@@ -43,6 +41,7 @@ _DRAIN = 0.95
 _SHARE_OF_TIME = 0.5
 _USED = 0.75
 _FEW = 2
+_NO_TIME = 1e-6
 
 
 class Sample(NamedTuple):
@@ -64,12 +63,12 @@ class AdaptiveLimit:
     """The estimate for one target. Not thread-safe: its owner holds the lock."""
 
     __slots__ = (
-        "_bases",
         "_ceiling",
         "_ceiling_at",
         "_growth",
         "_latency",
         "_load",
+        "_loads",
         "_overloaded",
         "_overloads",
         "_peak",
@@ -79,6 +78,7 @@ class AdaptiveLimit:
         "_scales",
         "_slow",
         "_threshold",
+        "base",
         "value",
     )
 
@@ -91,16 +91,11 @@ class AdaptiveLimit:
         self._scales: LRUCache[tuple[bool, int, int], float] = LRUCache(_CLASSES)
         self._load = 1.0
         self._latency = [0.0, 0.0]
-        self._bases: deque[float] = deque([1.0], maxlen=_ROUNDS)
+        self.base = 1.0
         self._slow = self._overloaded = False
         self._peak = 0
         self._growth = 1
         self._begin_round(now)
-
-    @property
-    def base(self) -> float:
-        """The load without a queue, as far as the last rounds have seen it."""
-        return min(self._bases)
 
     @property
     def load(self) -> float:
@@ -121,10 +116,12 @@ class AdaptiveLimit:
         stream = sample.size[0]
         before = self._latency[stream]
         self._latency[stream] = before + _LATENCY_GAIN * (sample.latency - before) if before else sample.latency
+        latency = max(sample.latency, _NO_TIME)
         if sample.size not in self._scales:
-            self._scales[sample.size] = max(sample.latency, 1e-6) / self._load
+            self._scales[sample.size] = latency / self._load
         if sample.started >= self._round_began:
             self._samples.append(sample)
+            self._loads.append(latency / self._scales[sample.size])
             self._end_round_if_full(now)
 
     def overloaded(self, now: float, started: float) -> None:
@@ -146,6 +143,7 @@ class AdaptiveLimit:
     def _begin_round(self, now: float) -> None:
         self._round_began = now
         self._samples: list[Sample] = []
+        self._loads: list[float] = []
         self._overloads = 0
         self._peak = 0
 
@@ -169,7 +167,7 @@ class AdaptiveLimit:
 
     def _learn(self, now: float) -> None:
         load, doubt = self._weigh()
-        base = min(self.base, load * doubt)
+        self.base = base = min(self.base, load * doubt)
         slow = load > self._policy.tolerance * base * doubt
         if slow and self._slow:
             slow = False
@@ -180,20 +178,20 @@ class AdaptiveLimit:
         elif self._peak >= _USED * self.value:
             self._grow(now)
         if self._slow and not slow:  # the queue was drained before this round: it shows base
-            self._bases.clear()
+            self.base = load * doubt
         self._slow = slow
-        self._bases.append(load * doubt)
 
     def _weigh(self) -> tuple[float, float]:
         """The load of this round, and the factor it may be wrong by; the scales follow slowly what is not load."""
         scales, samples = self._scales, self._samples
-        loads = sorted([max(sample.latency, 1e-6) / scales[sample.size] for sample in samples])
+        loads = sorted(self._loads)
         count = len(loads)
         self._load = load = loads[count // 2]
         doubt = 1 + (loads[count * 3 // 4] - loads[count // 4]) / (load * math.sqrt(count))
         for sample in samples:
-            scale = scales[sample.size]
-            scales[sample.size] = scale + _SCALE_GAIN * (sample.latency / load - scale)
+            latency = max(sample.latency, _NO_TIME)
+            scale = scales.get(sample.size, latency / load)
+            scales[sample.size] = scale + _SCALE_GAIN * (latency / load - scale)
         return load, doubt
 
     def _is_late(self) -> bool:
@@ -202,8 +200,11 @@ class AdaptiveLimit:
 
     def _grow(self, now: float) -> None:
         value = self.value
-        self._set(now, min(2 * value, self._threshold) if value < self._threshold else value + self._growth)
-        self._growth += 1
+        if value < self._threshold:
+            self._set(now, min(2 * value, self._threshold))
+        else:
+            self._set(now, value + self._growth)
+            self._growth += 1
 
     def _set(self, now: float, value: float) -> float:
         interval = self._policy.probe_interval
