@@ -15,12 +15,14 @@ import httpx
 import httpx2
 
 from deepseek_resilient import wire
+from deepseek_resilient.config.quality import PRIORITY_HEADER, Priority
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Request, Response
 from deepseek_resilient.errors import ConfigError, DeadlineExceededError, StreamInterruptedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
+    from deepseek_resilient.config import Upstream
     from deepseek_resilient.drivers.aio import AioCall
     from deepseek_resilient.drivers.threads import ThreadCall
 
@@ -31,10 +33,12 @@ Library = Any
 """The module `httpx` or `httpx2`."""
 
 MAX_RETRIES_HEADER = "x-resilient-max-retries"
+TENANT_HEADER = b"x-resilient-tenant"
 MAX_CONNECTIONS = 1000
 
 _MAX_RETRIES = MAX_RETRIES_HEADER.encode()
-_LOOKED_AT = frozenset((b"authorization", b"x-api-key", b"accept-encoding", _MAX_RETRIES))
+_OURS = (_MAX_RETRIES, PRIORITY_HEADER, TENANT_HEADER)
+_LOOKED_AT = frozenset((b"authorization", b"x-api-key", b"accept-encoding", b"content-encoding", *_OURS))
 
 
 def library_of(thing: Any) -> Library:
@@ -119,13 +123,11 @@ def prepare(library: Library, request: Any) -> tuple[Request, dict[str, Any]]:
     limits = request.extensions.get("timeout")
     if limits is not None:
         timeouts = {"timeout": limits.get("read"), "connect_timeout": limits.get("connect")}
-    wished = found.get(_MAX_RETRIES)
-    if wished is not None:
-        if not wished.isdigit():
-            raise ConfigError(MAX_RETRIES_HEADER, wished.decode("latin-1"), "a whole number of at least 0")
-        timeouts["max_retries"] = int(wished)
+    if not found.keys().isdisjoint(_OURS):
+        timeouts |= _told(found)
         request.headers = headers = headers.copy()
-        del headers[MAX_RETRIES_HEADER]
+        for name in _OURS:
+            headers.pop(name.decode(), None)
     encodings = found.get(b"accept-encoding", b"")
     if (b"br" in encodings or b"zstd" in encodings) and wire.dialect_of(request.method, path).is_inference:
         request.headers = headers = headers.copy()
@@ -138,8 +140,48 @@ def prepare(library: Library, request: Any) -> tuple[Request, dict[str, Any]]:
         account=hash(account) if account else 0,
         replayable=replayable,
         native=request,
+        adapt=_adapt,
+        encoded=b"content-encoding" in found,
     )
     return core_request, timeouts
+
+
+def _told(found: dict[bytes, bytes]) -> dict[str, Any]:
+    """What a request's headers say to us."""
+    told: dict[str, Any] = {}
+    if (wished := found.get(_MAX_RETRIES)) is not None:
+        if not wished.isdigit():
+            raise ConfigError(MAX_RETRIES_HEADER, wished.decode("latin-1"), "a whole number of at least 0")
+        told["max_retries"] = int(wished)
+    if (priority := found.get(PRIORITY_HEADER)) is not None:
+        told["priority"] = Priority.parse(priority.decode("latin-1"), PRIORITY_HEADER.decode())
+    if (tenant := found.get(TENANT_HEADER)) is not None:
+        told["tenant"] = tenant.decode("latin-1")
+    return told
+
+
+def _adapt(request: Request, body: bytes, upstream: Upstream | None) -> Request:
+    """The same call with another body, at the address of `upstream` and with its key."""
+    native: Any = request.native
+    library = library_of(native)
+    headers = native.headers.copy()
+    url, account = native.url, request.account
+    if upstream is not None:
+        url = library.URL(upstream.base_url.rstrip("/") + wire.endpoint_of(request.path), params=url.params)
+        headers["host"] = url.netloc.decode("ascii")
+        if upstream.api_key is not None:
+            for name in ("authorization", "x-api-key"):
+                if name in headers:
+                    del headers[name]
+            headers["authorization"] = f"Bearer {upstream.api_key}"
+            account = hash(upstream.api_key)
+    headers.pop("content-length", None)
+    content = body if request.replayable else native.stream
+    sent = library.Request(native.method, url, headers=headers, content=content, extensions=native.extensions)
+    return Request(
+        method=request.method, origin=f"{url.scheme}://{url.netloc.decode('ascii')}", path=url.path, body=body,
+        account=account, replayable=request.replayable, native=sent, adapt=_adapt, encoded=request.encoded,
+    )  # fmt: skip
 
 
 def respond(library: Library, response: Response, stream: Callable[[], Any]) -> Any:

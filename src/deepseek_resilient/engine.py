@@ -14,7 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
 from deepseek_resilient import wire
-from deepseek_resilient.config import Policy
+from deepseek_resilient.config import Policy, Priority
 from deepseek_resilient.core import pipeline
 from deepseek_resilient.core.runtime import Call, EngineStatistics, Runtime
 from deepseek_resilient.description import describe
@@ -92,6 +92,8 @@ class Engine:
         timeout: float | Literal["policy"] | None = "policy",
         connect_timeout: float | None = None,
         max_retries: int | None = None,
+        priority: Priority | None = None,
+        tenant: str = "",
     ) -> CallCoroutine:
         """The coroutine of one call, for a driver. Nothing happens before it is driven.
 
@@ -100,21 +102,27 @@ class Engine:
             timeout: seconds until the deadline, None for no limit; "policy" for the policy's own.
             connect_timeout: bound on one connection in seconds; the policy's bound holds as well.
             max_retries: at most this many retries for this call, instead of the policy's `retry.stop`.
+            priority: how much it matters; None for the policy's own.
+            tenant: whose limits of the guard hold for it; "" for the general ones.
         """
         runtime = self._runtime
         now = runtime.clock()
         limit = self._policy.connect_timeout
         seconds = self._policy.deadline if timeout == "policy" else timeout
+        info, fields = wire.identify(request.method, request.path, request.body)
         return pipeline.run(
             runtime,
             Call(
                 request,
-                wire.identify(request.method, request.path, request.body),
+                info,
                 number=runtime.next_number(),
                 started=now,
                 deadline=None if seconds is None else now + seconds,
                 connect=limit if connect_timeout is None else min(limit, connect_timeout),
                 max_retries=max_retries,
+                priority=Priority.parse(self._policy.priority) if priority is None else priority,
+                tenant=tenant,
+                fields=fields,
             ),
         )
 

@@ -41,7 +41,7 @@ class RejectedError(ResilienceError):
     """One of our steps refused the call, or gave it up.
 
     Attributes:
-        step: which step ("gate", "breaker", "retry").
+        step: which step ("guard", "route", "admission", "gate", "breaker", "rate", "concurrency", "retry").
         retry_after: seconds until another try may succeed; None when unknown.
     """
 
@@ -78,6 +78,33 @@ class RateLimitedError(RejectedError):
 
     http_status = 429
     kind = "rate_limited"
+
+
+class TooManyTokensError(RateLimitedError):
+    """The call alone has more tokens than its rate limit ever lets through at once: waiting does not help."""
+
+    http_status = 400
+    kind = "too_many_tokens"
+
+
+class ShedError(RejectedError):
+    """The load is so high that calls of this priority are not let in."""
+
+    kind = "shed"
+
+
+class InvalidRequestError(RejectedError):
+    """The guard: the server would refuse this request, or should not be made to read it. `param` is the field."""
+
+    http_status = 400
+    kind = "invalid_request_error"
+
+    def __init__(
+        self, message: str, *, step: str, retry_after: float | None = None, http_status: int | None = None,
+        param: str | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(message, step=step, retry_after=retry_after, http_status=http_status)
+        self.param = param
 
 
 class OverloadedError(RejectedError):

@@ -107,7 +107,8 @@ class GateClosed(Event):
 
 @dataclass(frozen=True, slots=True)
 class StepWaited(Event):
-    """A call waits `delay` seconds at a step ("gate", "breaker") before it is sent."""
+    """A call waits `delay` seconds at a step ("gate", "breaker", "rate") before it is sent, or has waited so long for
+    a place ("concurrency")."""
 
     call: int
     step: str
@@ -132,6 +133,27 @@ class ModelChanged(Event):
     target: str
     old: str
     new: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadChanged(Event):
+    """The load level of a target changed; `load` 1 is as much as it can serve."""
+
+    target: str
+    old: int
+    new: int
+    load: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallSimplified(Event):
+    """The ladder asks for something simpler than the call did. `changed`: model, reasoning_effort, thinking,
+    max_tokens."""
+
+    call: int
+    target: str
+    level: int
+    changed: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +183,8 @@ _LEVELS: dict[type[Event], int] = {
     CircuitChanged: logging.WARNING,
     GateClosed: logging.WARNING,
     ModelChanged: logging.WARNING,
+    LoadChanged: logging.WARNING,
+    CallSimplified: logging.INFO,
     CallRefused: logging.INFO,
     RetryScheduled: logging.INFO,
     RetryStopped: logging.INFO,

@@ -83,19 +83,46 @@ def dialect_of(method: str, path: str) -> Dialect:
     return Dialect.OTHER
 
 
-def identify(method: str, path: str, body: bytes) -> CallInfo:
-    """What kind of call this is. A body that is not a JSON object is an inference call without model or stream.
+def identify(method: str, path: str, body: bytes) -> tuple[CallInfo, object]:
+    """What kind of call this is, and what an inference call's body says (None: it is no JSON).
+
+    A body that is not a JSON object is an inference call without model or stream.
 
     The model's name goes into headers, log lines and names of targets: what cannot be printed becomes "?".
     """
     dialect = dialect_of(method, path)
     if dialect is Dialect.OTHER:
-        return _NO_INFERENCE
+        return _NO_INFERENCE, None
     fields = _json(body)
     if not isinstance(fields, dict):
-        return CallInfo(dialect, "", False)
+        return CallInfo(dialect, "", False), fields
     model = fields.get("model")
-    return CallInfo(dialect, _printable(model[:128]) if isinstance(model, str) else "", fields.get("stream") is True)
+    name = _printable(model[:128]) if isinstance(model, str) else ""
+    return CallInfo(dialect, name, fields.get("stream") is True), fields
+
+
+def fields_of(body: bytes) -> dict[str, Any]:
+    """The fields of a JSON object; none where it is none."""
+    fields = _json(body)
+    return fields if isinstance(fields, dict) else {}
+
+
+def endpoint_of(path: str) -> str:
+    """The end of an inference path that belongs to the API and not to a base URL; FIM keeps its `/beta`."""
+    path = path.rstrip("/")
+    for suffix, _ in _INFERENCE_PATHS:
+        if path.endswith(suffix):
+            return f"/beta{suffix}" if path.endswith(f"/beta{suffix}") else suffix
+    return path
+
+
+_TOTAL_TOKENS = re.compile(rb'"total_tokens"\s*:\s*(\d{1,12})')
+
+
+def total_tokens(data: bytes) -> int | None:
+    """The tokens, prompt and answer, that the end of an answer or of a stream says were used; None if it does not."""
+    found = _TOTAL_TOKENS.findall(data[-2048:])
+    return int(found[-1]) if found else None
 
 
 class Meaning(NamedTuple):
@@ -316,9 +343,9 @@ def text_of_events(dialect: Dialect, events: Iterable[bytes]) -> str:
     return halves.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def error_body(message: str, kind: str) -> bytes:
+def error_body(message: str, kind: str, param: str | None = None) -> bytes:
     """An error in the server's own format."""
-    error = {"message": message, "type": kind, "param": None, "code": kind}
+    error = {"message": message, "type": kind, "param": param, "code": kind}
     return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")
 
 

@@ -7,7 +7,7 @@ import tenacity
 
 from deepseek_resilient import wire
 from deepseek_resilient.backoff import wait_full_jitter
-from deepseek_resilient.config import BudgetPolicy, GatePolicy, Policy, RetryPolicy
+from deepseek_resilient.config import BudgetPolicy, GatePolicy, Policy, Priority, RetryPolicy
 from deepseek_resilient.core.retry import next_delay
 from deepseek_resilient.core.runtime import Call
 from deepseek_resilient.core.verdict import Verdict, VerdictKind
@@ -28,8 +28,9 @@ def decide(
     runtime = bench.engine._runtime
     asked = ask(**request)
     call = Call(
-        asked, wire.identify(asked.method, asked.path, asked.body), number=1, started=bench.clock() - 1.0,
+        asked, wire.identify(asked.method, asked.path, asked.body)[0], number=1, started=bench.clock() - 1.0,
         deadline=None if timeout is None else bench.clock() + timeout, connect=None, max_retries=max_retries,
+        priority=Priority.STANDARD, tenant="", fields=None,
     )  # fmt: skip
     call.attempts, call.waited = attempts, waited
     decision = next_delay(runtime, call, verdict)

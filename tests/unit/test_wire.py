@@ -80,12 +80,12 @@ def test_only_a_post_is_an_inference_call(method):
 )
 def test_identify(body, model, stream):
     """Model and stream come from a JSON object; anything else is a call without them; names are short and printable."""
-    assert CallInfo(CHAT, model, stream) == wire.identify("POST", "/chat/completions", body)
+    assert CallInfo(CHAT, model, stream) == wire.identify("POST", "/chat/completions", body)[0]
 
 
 def test_identify_does_not_look_into_what_is_no_inference():
     """A file upload that happens to be JSON has no model."""
-    assert CallInfo(OTHER, "", False) == wire.identify("POST", "/files", b'{"model":"m","stream":true}')
+    assert CallInfo(OTHER, "", False) == wire.identify("POST", "/files", b'{"model":"m","stream":true}')[0]
 
 
 @pytest.mark.parametrize(
@@ -448,7 +448,7 @@ BYTES = st.one_of(st.binary(max_size=40), JSON.map(lambda value: json.dumps(valu
 def test_no_bytes_make_anything_raise(data, name, dialect):
     """Whatever a server or a caller sends, every reader of it returns."""
     path = {"chat": "/chat/completions", "fim": "/completions"}.get(dialect, f"/{dialect}")
-    assert isinstance(wire.identify("POST", path, data), CallInfo)
+    assert isinstance(wire.identify("POST", path, data)[0], CallInfo)
     problem = wire.answer_problem(dialect, data)
     assert problem is None or problem.kind in set(VerdictKind) - {"ok"}
     assert 0 <= wire.signs(dialect, name, data) < 32

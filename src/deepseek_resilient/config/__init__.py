@@ -9,7 +9,22 @@ Precedence: call, client, environment (`from_env`, the only place that reads it)
 
 from __future__ import annotations
 
+from deepseek_resilient.config.guard import GuardPolicy, TenantLimits
 from deepseek_resilient.config.policy import Policy
+from deepseek_resilient.config.quality import (
+    AdmissionPolicy,
+    CheaperModel,
+    LadderPolicy,
+    LocalModel,
+    LowerEffort,
+    Priority,
+    Refuse,
+    Rung,
+    ShorterAnswer,
+    StaleAnswer,
+    ThinkingOff,
+)
+from deepseek_resilient.config.rate import RatePolicy
 from deepseek_resilient.config.resilience import (
     BreakerPolicy,
     BudgetPolicy,
@@ -19,16 +34,12 @@ from deepseek_resilient.config.resilience import (
     StreamPolicy,
     WaitStrategy,
 )
+from deepseek_resilient.config.routing import RoutingPolicy, Upstream
 from deepseek_resilient.config.traffic import ConcurrencyPolicy
 
 __all__ = [
-    "BreakerPolicy",
-    "BudgetPolicy",
-    "ConcurrencyPolicy",
-    "GatePolicy",
-    "Policy",
-    "RetryPolicy",
-    "StopStrategy",
-    "StreamPolicy",
-    "WaitStrategy",
-]
+    "AdmissionPolicy", "BreakerPolicy", "BudgetPolicy", "CheaperModel", "ConcurrencyPolicy", "GatePolicy",
+    "GuardPolicy", "LadderPolicy", "LocalModel", "LowerEffort", "Policy", "Priority", "RatePolicy", "Refuse",
+    "RetryPolicy", "RoutingPolicy", "Rung", "ShorterAnswer", "StaleAnswer", "StopStrategy", "StreamPolicy",
+    "TenantLimits", "ThinkingOff", "Upstream", "WaitStrategy",
+]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import Field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import tenacity
@@ -56,7 +56,7 @@ def _set_from_env(policy: Policy, variable: str, text: str) -> Policy:
     part = getattr(policy, part_name, None) if part_name in {p[0] for p in PARTS} else None
     owner: Any = policy if part is None else part
     key = name if part is None else part_field
-    types = {f.name: str(f.type) for f in fields(owner) if f.name not in ("stop", "wait", *(p[0] for p in PARTS))}
+    types = {f.name: str(f.type) for f in fields(owner) if _is_plain(f)}
     if part_name in _SWITCHED and part is None:
         raise ConfigError(variable, text, f"left unset while the {part_name} is off")
     if key not in types:
@@ -74,7 +74,7 @@ def _parse(kind: str, text: str) -> object:
     try:
         if "bool" in kind:
             return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
-        if kind == "int":
+        if kind in ("int", "int | None"):
             return int(text)
         if "float" in kind:
             return float(text)
@@ -83,9 +83,15 @@ def _parse(kind: str, text: str) -> object:
     return text
 
 
+def _is_plain(setting: Field[Any]) -> bool:
+    """Whether one word can say it."""
+    kind = str(setting.type).removesuffix(" | None")
+    return kind in ("float", "int", "bool", "str") or kind.startswith("Literal")
+
+
 def known() -> list[str]:
     """Every variable that is read."""
-    names = [f.name for f in fields(Policy) if f.name not in {p[0] for p in PARTS}]
+    names = [f.name for f in fields(Policy) if _is_plain(f)]
     for part, kind, _ in PARTS:
-        names += [f"{part}_{f.name}" for f in fields(kind) if f.name not in ("stop", "wait")]
+        names += [f"{part}_{f.name}" for f in fields(kind) if _is_plain(f)]
     return [ENV_PREFIX + n.upper() for n in ["preset", *_SWITCHED, "retry_attempts", *names]]

@@ -10,7 +10,11 @@ import tenacity
 
 from deepseek_resilient.backoff import wait_full_jitter
 from deepseek_resilient.config.checks import label, number
+from deepseek_resilient.config.guard import GuardPolicy
+from deepseek_resilient.config.quality import AdmissionPolicy, LadderPolicy, Priority
+from deepseek_resilient.config.rate import RatePolicy
 from deepseek_resilient.config.resilience import BreakerPolicy, BudgetPolicy, GatePolicy, RetryPolicy, StreamPolicy
+from deepseek_resilient.config.routing import RoutingPolicy
 from deepseek_resilient.config.traffic import ConcurrencyPolicy
 from deepseek_resilient.errors import ConfigError
 
@@ -24,7 +28,12 @@ PARTS: tuple[tuple[str, type, bool], ...] = (
     ("budget", BudgetPolicy, False),
     ("gate", GatePolicy, False),
     ("breaker", BreakerPolicy, True),
+    ("rate", RatePolicy, False),
     ("concurrency", ConcurrencyPolicy, True),
+    ("routing", RoutingPolicy, False),
+    ("admission", AdmissionPolicy, True),
+    ("ladder", LadderPolicy, False),
+    ("guard", GuardPolicy, True),
     ("stream", StreamPolicy, False),
 )
 """Name, type, and whether None turns it off."""
@@ -40,22 +49,30 @@ class Policy:
         connect_timeout: one connection, seconds, > 0.
         attempt_timeout: one attempt: a buffered answer until it is complete, a stream until its first content, seconds.
             None = only the deadline.
+        priority: how much a call matters that does not say so itself: "critical", "interactive", "standard" or "batch".
     """
 
     deadline: float | None = 600.0
     connect_timeout: float = 5.0
     attempt_timeout: float | None = None
+    priority: str = "standard"
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     budget: BudgetPolicy = field(default_factory=BudgetPolicy)
     gate: GatePolicy = field(default_factory=GatePolicy)
     breaker: BreakerPolicy | None = field(default_factory=BreakerPolicy)
+    rate: RatePolicy = field(default_factory=RatePolicy)
     concurrency: ConcurrencyPolicy | None = field(default_factory=ConcurrencyPolicy)
+    routing: RoutingPolicy = field(default_factory=RoutingPolicy)
+    admission: AdmissionPolicy | None = field(default_factory=AdmissionPolicy)
+    ladder: LadderPolicy = field(default_factory=LadderPolicy)
+    guard: GuardPolicy | None = field(default_factory=GuardPolicy)
     stream: StreamPolicy = field(default_factory=StreamPolicy)
 
     def __post_init__(self) -> None:
         number(self, "deadline", 0, above=True, optional=True)
         number(self, "connect_timeout", 0, above=True)
         number(self, "attempt_timeout", 0, above=True, optional=True)
+        Priority.parse(self.priority, label(self, "priority"))
         for name, kind, optional in PARTS:
             value = getattr(self, name)
             if not isinstance(value, kind) and not (optional and value is None):
@@ -65,7 +82,7 @@ class Policy:
     @classmethod
     def interactive(cls) -> Policy:
         """Someone is waiting: a minute at most, 20 s until the first content, at most 20 s of silence."""
-        return cls(deadline=60.0, stream=StreamPolicy(first_content=20.0, silence=20.0))
+        return cls(deadline=60.0, priority="interactive", stream=StreamPolicy(first_content=20.0, silence=20.0))
 
     @classmethod
     def agent(cls) -> Policy:
@@ -74,9 +91,12 @@ class Policy:
 
     @classmethod
     def batch(cls) -> Policy:
-        """Nobody is waiting: an hour, more attempts, longer waits, and calls wait while a circuit is open."""
+        """Nobody is waiting: an hour, more attempts, longer waits; calls wait while a circuit is open, and are not
+        shed."""
         return cls(
             deadline=3600.0,
+            priority="batch",
+            admission=None,
             retry=RetryPolicy(stop=_TEN_ATTEMPTS, wait=wait_full_jitter(initial=1.0, maximum=60.0)),
             breaker=BreakerPolicy(when_open="wait"),
             stream=StreamPolicy(first_content=600.0, silence=120.0),

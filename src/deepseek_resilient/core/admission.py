@@ -3,7 +3,7 @@
 Load is one number; 1 says: as much as can be served. What it is at this moment is the maximum of four signals, each
 normalised so that 1 is its own limit, at most `ceiling`:
 
-    (in flight + waiting) / limit    queue delay / queue_target
+    in flight / limit                queue delay / time left / queue_target
     open breakers / breakers         throttled / max(attempts, minimum_throughput) / throttle_ratio   (sliding window)
 
 It is smoothed with a half-life: between two looks `load` moves towards the signals seen at the first of them. Level k
@@ -99,22 +99,19 @@ class LoadMeter:
         self._utilisation_until = self._delay_until = self._open_until = self._throttled_until = now
 
     def report_in_flight(self, now: float, in_flight: int, limit: float | None) -> None:
-        """So many calls are under way, of so many that may be (None: no limit is known).
-
-        Those that wait for their turn count too: they tell of an overload sooner than the delay of those before them.
-        """
+        """So many calls are under way, of so many that may be (None: no limit is known)."""
         with self._lock:
             now = self._advance(now)
             self._utilisation = in_flight / max(limit, 1.0) if limit is not None else 0.0
             self._utilisation_until = now + self._policy.signal_lifetime
             self._combine(now)
 
-    def report_queue_delay(self, now: float, seconds: float) -> None:
-        """A call has waited so long for its turn (0 counts, too)."""
+    def report_queue_delay(self, now: float, share: float) -> None:
+        """A call that comes now would wait for this share of its time (0 counts, too)."""
         policy = self._policy
         with self._lock:
             now = self._advance(now)
-            self._delay = seconds / policy.queue_target
+            self._delay = share / policy.queue_target
             self._delay_until = now + policy.signal_lifetime
             self._combine(now)
 
@@ -217,16 +214,16 @@ class LoadMeter:
 class Admission:
     """Who is let in. Thread-safe. Ask once per call, not per attempt."""
 
-    __slots__ = ("_meter", "_policy", "_random")
+    __slots__ = ("_policy", "_random", "meter")
 
     def __init__(self, policy: AdmissionPolicy, meter: LoadMeter, random: Random) -> None:
         self._policy = policy
-        self._meter = meter
+        self.meter = meter
         self._random = random
 
     def admit(self, now: float, priority: Priority) -> Shed | None:
         """None: come in. Otherwise why not, with a `retry_after` that is spread so that the shed do not come as one."""
-        level, load = self._meter.look(now)
+        level, load = self.meter.look(now)
         if priority >= level or priority is _CRITICAL:
             return None
         probability = self.probability(load, priority)

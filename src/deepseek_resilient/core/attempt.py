@@ -9,8 +9,8 @@ from deepseek_resilient.core.verdict import OK, Verdict, VerdictKind
 from deepseek_resilient.events import AttemptAbandoned, AttemptEnded, AttemptStarted, GateClosed, ModelChanged
 
 if TYPE_CHECKING:
-    from deepseek_resilient.core.breaker import Permit
     from deepseek_resilient.core.concurrency import Places
+    from deepseek_resilient.core.entrance import Entry
     from deepseek_resilient.core.runtime import Call, Runtime
     from deepseek_resilient.core.target import Target
 
@@ -23,23 +23,26 @@ class Attempt:
     """From the permit to the verdict. `settle` or `abandon` gives the permit back; the first of them counts."""
 
     __slots__ = (
-        "_breaker", "_permit", "_places", "_target", "answer_size", "call", "first_content", "runtime", "started",
-        "until", "verdict",
+        "_breaker", "_places", "_target", "answer_size", "call", "entry", "first_content", "runtime", "started",
+        "tokens_used", "until", "verdict",
     )  # fmt: skip
 
-    def __init__(self, runtime: Runtime, call: Call, target: Target | None, permit: Permit) -> None:
+    def __init__(self, runtime: Runtime, call: Call, entry: Entry) -> None:
         self.runtime = runtime
         self.call = call
-        self._target = target
-        self._permit = permit
+        self.entry = entry
+        self._target = target = entry.target
         self._breaker = None if target is None else target.breaker
         self._places = None if target is None else target.places
         self.until: float | None = None
         self.answer_size = 0
+        self.tokens_used: int | None = None
         self.started = runtime.clock()
         self.first_content: float | None = None
         self.verdict: Verdict | None = None
         call.attempts += 1
+        if entry.pick is not None:
+            call.tried.add(entry.pick.upstream.name)
         runtime.count_attempt()
 
     def announce(self) -> None:
@@ -52,9 +55,11 @@ class Attempt:
         """The first content of a stream came."""
         self.first_content = now = self.runtime.clock()
         if self._breaker is not None:
-            self._breaker.show_life(self._permit, now)
+            self._breaker.show_life(self.entry.permit, now)
         if self._places is not None:
             self._places.answered(now, self._sample(now))
+        if self.entry.pick is not None and self.runtime.router is not None:
+            self.runtime.router.commit(self.entry.pick, now)
 
     def note_model(self, model: str) -> None:
         """The answer names its model: a change behind the name that was asked for is told."""
@@ -72,17 +77,16 @@ class Attempt:
         self.verdict = verdict
         runtime, call = self.runtime, self.call
         now = runtime.clock()
-        if self._places is not None:
-            self._give_place_back(self._places, verdict, now)
         duration = (now if self.first_content is None else self.first_content) - self.started
+        self._teach(verdict, now)
         runtime.count_verdict(verdict.kind)
         call.verdicts.append(verdict.kind)
         if self._breaker is not None:
             if self.first_content is None and self._was_impatient(verdict, now):
-                self._breaker.release(self._permit)
+                self._breaker.release(self.entry.permit)
             else:
                 answered = verdict.status is not None
-                self._breaker.record(self._permit, now, verdict.kind, duration, answered=answered)
+                self._breaker.record(self.entry.permit, now, verdict.kind, duration, answered=answered)
         if call.told:
             runtime.listeners.emit(
                 AttemptEnded(
@@ -99,11 +103,32 @@ class Attempt:
             if self._places is not None:
                 self._places.exit(self.runtime.clock())
             if self._breaker is not None:
-                self._breaker.release(self._permit)
+                self._breaker.release(self.entry.permit)
+            self._leave_upstream(None, self.runtime.clock())
             call = self.call
             if call.told:
                 now = self.runtime.clock()
                 self.runtime.listeners.emit(AttemptAbandoned(now, call.number, call.attempts, call.target))
+
+    def _teach(self, verdict: Verdict, now: float) -> None:
+        """What the places, the rate limit, the load meter and routing learn from it."""
+        entry, target = self.entry, self._target
+        if self._places is not None:
+            self._give_place_back(self._places, verdict, now)
+        if target is not None:
+            if entry.reservation is not None and target.rate is not None and self.tokens_used is not None:
+                target.rate.correct(entry.reservation, now, self.tokens_used)
+            if target.admission is not None:
+                target.admission.meter.report_verdict(now, verdict)
+        self._leave_upstream(verdict, now)
+
+    def _leave_upstream(self, verdict: Verdict | None, now: float) -> None:
+        pick, router = self.entry.pick, self.runtime.router
+        if pick is None or router is None:
+            return
+        router.finish(pick, now, None if verdict is None else verdict.kind)
+        if verdict is not None and verdict.rest:
+            router.rest(pick.upstream.name, now, self.runtime.policy.gate.rest)
 
     def _give_place_back(self, places: Places, verdict: Verdict, now: float) -> None:
         kind = verdict.kind

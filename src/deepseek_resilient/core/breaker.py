@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from deepseek_resilient.config import BreakerPolicy
 
+OPEN = pybreaker.STATE_OPEN
 _SLICES = 10
 
 

@@ -146,6 +146,14 @@ class Places:
         with self._lock:
             return self._limit.expected(stream=stream)
 
+    def pressure(self) -> tuple[float, float | None, float]:
+        """Calls in flight, the limit (None until the server was once found full), and the seconds of a full queue."""
+        with self._lock:
+            limit = self._limit.value
+            if not self._limit.known:
+                return self._in_flight, None, self._seconds_to_empty()
+            return min(self._in_flight, limit), limit, self._seconds_to_empty()
+
     def seconds_to_empty(self) -> float:
         """Seconds in which the queue would empty as things stand."""
         with self._lock:

@@ -98,6 +98,10 @@ class AdaptiveLimit:
         self._begin_round(now)
 
     @property
+    def known(self) -> bool:
+        """Whether a queue or an overload was met yet, or the server stated its limit."""
+        return self._threshold < math.inf or self._ceiling < math.inf
+
     def load(self) -> float:
         """The load of the last round."""
         return self._load

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from deepseek_resilient import wire
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from deepseek_resilient.config import Upstream
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -15,10 +21,11 @@ RawHeaders = list[tuple[bytes, bytes]]
 class Request:
     """One HTTP request. `native` is the HTTP library's own object; the core never looks inside it.
 
-    `replayable` is False when the body can be read only once: such a request is sent at most once.
+    `replayable` is False when the body can be read only once: such a request is sent at most once. `adapt` makes a
+    request like it with another body, for another upstream (None: the same address). `encoded` bodies cannot be read.
     """
 
-    __slots__ = ("account", "body", "method", "native", "origin", "path", "replayable")
+    __slots__ = ("account", "adapt", "body", "encoded", "method", "native", "origin", "path", "replayable")
 
     def __init__(
         self,
@@ -30,7 +37,11 @@ class Request:
         account: int = 0,
         replayable: bool = True,
         native: object = None,
+        adapt: Adapt | None = None,
+        encoded: bool = False,
     ) -> None:
+        self.adapt = adapt
+        self.encoded = encoded
         self.method = method
         self.origin = origin
         self.path = path
@@ -38,6 +49,21 @@ class Request:
         self.account = account
         self.replayable = replayable
         self.native = native
+
+    def adapted(self, fields: Mapping[str, Any] | None, upstream: Upstream | None) -> Request:
+        """This request with other JSON fields, for another upstream with its key and its name of the model."""
+        if self.adapt is None:
+            raise TypeError(f"a request without `adapt` cannot be changed or sent elsewhere: {self.method} {self.path}")
+        if upstream is not None and upstream.models:
+            known = wire.fields_of(self.body) if fields is None else fields
+            model = known.get("model")
+            if isinstance(model, str) and upstream.model(model) != model:
+                fields = {**known, "model": upstream.model(model)}
+        body = self.body if fields is None else json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        return self.adapt(self, body, upstream)
+
+
+Adapt = Callable[[Request, bytes, "Upstream | None"], Request]
 
 
 class Reply:

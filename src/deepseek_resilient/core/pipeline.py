@@ -1,16 +1,19 @@
 """The path of one call, on one screen.
 
-    call ── deadline ── retry ── gate ── breaker, places ── send ── verdict
-              │           │        │        │         │        └ core/verdict.py   what came back, in one of seven words
-              │           │        │        │         └ core/stream.py             streams: held until the first content
-              │           │        │        └ core/concurrency.py, core/limit.py   is there a place? who waits?
-              │           │        │          core/breaker.py                      is the target worth an attempt now?
-              │           │        └ core/gate.py                                  has it asked to be left alone?
-              │           └ core/retry.py, core/budget.py                          again? when? who pays?
-              └ core/runtime.py (Call)                                             one limit for everything below it
+    call ── guard, deadline ── retry ── enter ── send ── verdict
+              │                  │        │       │        └ core/verdict.py   what came back, in one of seven words
+              │                  │        │       └ core/stream.py             streams: held until the first content
+              │                  │        └ core/entrance.py                   which upstream, and may we ask it now?
+              │                  │            core/routing.py, core/outliers.py      who of several?
+              │                  │            core/admission.py, core/ladder.py      who is shed, what is simplified?
+              │                  │            core/gate.py                           has it asked to be left alone?
+              │                  │            core/breaker.py                        is it worth an attempt now?
+              │                  │            core/rate.py, core/tokens.py           how many per minute?
+              │                  │            core/concurrency.py, core/limit.py     is there a place? who waits?
+              │                  └ core/retry.py, core/budget.py               again? when? who pays?
+              └ core/guard.py; core/runtime.py (Call)                          would the server refuse it anyway?
 
-Places kept for what is still to come: guard, cache and ladder before `retry`; admission and hedge around it; route in
-front of the gate; rate behind the breaker.
+Places kept for what is still to come: cache before `retry`, hedge around `enter`.
 
 Everything here is a value: a `Response` (an error reply, or a refusal of ours, too), a `Failure`, or None after a
 stream that was handed over whole. Exceptions are for the drivers' cancellation and for mistakes.
@@ -18,41 +21,39 @@ stream that was handed over whole. Exceptions are for the drivers' cancellation 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from deepseek_resilient import wire
 from deepseek_resilient.core import verdict as judge
 from deepseek_resilient.core.attempt import Attempt
-from deepseek_resilient.core.breaker import NO_PERMIT
-from deepseek_resilient.core.effects import Emit, Read, Respond, Send, Sleep, Wait
+from deepseek_resilient.core.effects import Emit, Read, Respond, Send, Sleep
+from deepseek_resilient.core.entrance import enter
+from deepseek_resilient.core.guard import inspect
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
 from deepseek_resilient.core.refusal import response_of
 from deepseek_resilient.core.retry import next_delay
 from deepseek_resilient.core.stream import Decoder, relay
-from deepseek_resilient.errors import CircuitOpenError, OverloadedError, RateLimitedError, RejectedError
-from deepseek_resilient.events import CallEnded, CallRefused, CallStarted, RetryScheduled, RetryStopped, StepWaited
+from deepseek_resilient.errors import InvalidRequestError, OverloadedError, RejectedError
+from deepseek_resilient.events import CallEnded, CallRefused, CallStarted, RetryScheduled, RetryStopped
 
 if TYPE_CHECKING:
-    from deepseek_resilient.core.breaker import Permit
-    from deepseek_resilient.core.concurrency import Places
     from deepseek_resilient.core.runtime import Call, Runtime
-    from deepseek_resilient.core.target import Target
 
 Outcome = Response | Failure | None
-
-_HEADROOM = 1.5
-"""A call leaves the queue when less than this many times the usual time of an answer is left of its deadline."""
 
 
 async def run(runtime: Runtime, call: Call) -> Outcome:
     """Make the call; account for it whatever happens, cancellation included."""
     runtime.count_call()
-    runtime.budget.deposit()
     told = call.told = runtime.listeners.wanted
     if told:
         info = call.info
         runtime.listeners.emit(CallStarted(call.started, call.number, info.dialect, info.model, info.stream))
     try:
+        fault = _inspect(runtime, call)
+        if fault is not None:
+            return _finish(call, _refuse(runtime, call, fault))
+        runtime.budget.deposit()
         return await _with_retries(runtime, call)
     finally:
         runtime.count_end()
@@ -62,15 +63,26 @@ async def run(runtime: Runtime, call: Call) -> Outcome:
             runtime.listeners.emit(CallEnded(now, call.number, call.attempts, last, now - call.started, call.waited))
 
 
+def _inspect(runtime: Runtime, call: Call) -> RejectedError | None:
+    guard, fields = runtime.policy.guard, call.fields
+    call.fields = None
+    if guard is None or call.request.encoded or not call.request.replayable:
+        return None
+    refused = inspect(guard, call.info.dialect, call.request.body, fields, call.tenant)
+    if refused is None:
+        return None
+    return InvalidRequestError(refused.message, step="guard", http_status=refused.status, param=refused.param)
+
+
 async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
     outcome: Outcome = None
     paid = False
     try:
         while True:
-            admitted, target = await _admit(runtime, call)
-            if isinstance(admitted, RejectedError):
-                return _finish(call, _refuse(runtime, call, admitted) if outcome is None else outcome)
-            attempt = Attempt(runtime, call, target, admitted)
+            entry = await enter(runtime, call)
+            if isinstance(entry, RejectedError):
+                return _finish(call, _refuse(runtime, call, entry) if outcome is None else outcome)
+            attempt = Attempt(runtime, call, entry)
             paid = False
             try:
                 attempt.announce()
@@ -94,128 +106,9 @@ async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
             runtime.budget.refund()
 
 
-async def _admit(runtime: Runtime, call: Call) -> tuple[RejectedError | Permit, Target | None]:
-    """Pick the target and pass its steps. What is no inference call has no target, and passes."""
-    if not call.info.dialect.is_inference:
-        call.target = call.request.origin.partition("://")[2]
-        return NO_PERMIT, None
-    target = runtime.targets.get(call.request.origin, call.request.account, call.info.model)
-    call.target = target.name
-    return await _pass(runtime, call, target), target
-
-
-class _Pause(NamedTuple):
-    """A step that lets the call wait."""
-
-    step: str
-    delay: float
-
-
-async def _pass(runtime: Runtime, call: Call, target: Target) -> RejectedError | Permit:
-    """Through the gate, the breaker and the places of `target`, waiting where allowed: a permit, or the refusal.
-
-    The permit comes with a place. Whoever has waited at one of them is asked at all again.
-    """
-    places, held = target.places, False
-    try:
-        while True:
-            answer = _ask_health(runtime, call, target)
-            if isinstance(answer, RejectedError):
-                return answer
-            if isinstance(answer, _Pause):
-                if held and places is not None:
-                    held = False
-                    places.exit(runtime.clock())
-                await _wait(runtime, call, *answer)
-            elif places is None or held or places.try_enter():
-                held = False
-                return answer
-            else:
-                if target.breaker is not None:
-                    target.breaker.release(answer)
-                full = await _queue(runtime, call, places)
-                if full is not None:
-                    return full
-                held = True
-    finally:
-        if held and places is not None:
-            places.exit(runtime.clock())
-
-
-def _ask_health(runtime: Runtime, call: Call, target: Target) -> RejectedError | Permit | _Pause:
-    """The gate, then the breaker."""
-    now = runtime.clock()
-    closed = target.gate.check(now)
-    if closed is not None:
-        if not closed.patient or not call.outlives(now + closed.delay):
-            return RateLimitedError(
-                f"{target.name} asked to be left alone for another {closed.remaining:.1f} s ({closed.reason}); "
-                "nothing was sent. Try again then, or give the call a longer timeout.",
-                step="gate",
-                retry_after=closed.remaining,
-                http_status=closed.status,
-            )
-        return _Pause("gate", closed.delay)
-    if target.breaker is None:
-        return NO_PERMIT
-    permit = target.breaker.try_acquire(now)
-    if not isinstance(permit, float):
-        return permit
-    delay = permit * runtime.random.uniform(1.0, 2.0)
-    if target.breaker.refuses or not call.outlives(now + delay):
-        return CircuitOpenError(
-            f"the circuit of {target.name} is open: it failed too often a moment ago; nothing was sent. "
-            f"Try again in {permit:.2f} s.",
-            step="breaker",
-            retry_after=permit,
-        )
-    return _Pause("breaker", delay)
-
-
-async def _queue(runtime: Runtime, call: Call, places: Places) -> RejectedError | None:
-    """Wait for a place, as long as an attempt could still end in time; None with a place, or the refusal."""
-    began = runtime.clock()
-    until = None
-    if call.deadline is not None:
-        left = call.deadline - began
-        until = began + max(left - places.expected(stream=call.info.stream) * _HEADROOM, left / 2)
-    waiter = places.queue(began, call.priority, until)
-    if isinstance(waiter, float):
-        return _crowded(call, "and as many calls wait already as may", waiter)
-    try:
-        await Wait(waiter, until=until)
-    except BaseException:
-        places.leave(waiter, runtime.clock())
-        raise
-    now = runtime.clock()
-    call.waited += now - began
-    if call.told:
-        runtime.listeners.emit(StepWaited(now, call.number, "concurrency", call.target, now - began))
-    if waiter.granted:
-        return None
-    places.leave(waiter, now)
-    why = "and calls that matter more took the queue" if waiter.refused else "and none came free in time"
-    return _crowded(call, why, places.seconds_to_empty())
-
-
-def _crowded(call: Call, why: str, retry_after: float) -> RejectedError:
-    return RateLimitedError(
-        f"{call.target} has as many calls of ours in flight as it can take now, {why}; nothing was sent. "
-        f"Try again in {retry_after:.2f} s.",
-        step="concurrency",
-        retry_after=retry_after,
-    )
-
-
-async def _wait(runtime: Runtime, call: Call, step: str, delay: float) -> None:
-    runtime.listeners.emit(StepWaited(runtime.clock(), call.number, step, call.target, delay))
-    call.waited += delay
-    await Sleep(delay)
-
-
 async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
     """Send once, and settle the attempt."""
-    info, policy = call.info, runtime.policy
+    info, policy, request = call.info, runtime.policy, attempt.entry.request
     if not info.dialect.is_inference:
         return await _pass_through(runtime, call, attempt)
     until = call.deadline
@@ -225,7 +118,7 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
             until = attempt.started + limit
     attempt.until = until
     reply = await Send(
-        call.request,
+        request,
         connect=call.connect,
         until=until,
         patience=policy.stream.silence if info.stream else 0.0,
@@ -243,6 +136,8 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
     decoder = Decoder(reply.header(b"content-encoding"))
     readable = decoder.feed(body)
     verdict = judge.of_reply(info.dialect, reply, readable if decoder.readable else None, runtime.wall())
+    if attempt.entry.reservation is not None:
+        attempt.tokens_used = wire.total_tokens(readable)
     attempt.settle(verdict)
     if verdict.kind is judge.VerdictKind.OK and decoder.readable:
         attempt.note_model(wire.stated_model(readable))
@@ -317,6 +212,7 @@ def _dress(call: Call, response: Response) -> Response:
     """Say in headers what the call took."""
     response.headers = [
         *response.headers,
+        *([(b"x-resilient-simplified", ",".join(call.simplified).encode())] if call.simplified else ()),
         (b"x-resilient-attempts", str(call.attempts).encode()),
         (b"x-resilient-target", call.target.encode("ascii", "replace")),
         (b"x-resilient-verdicts", ",".join(call.verdicts).encode()),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def response_of(error: RejectedError) -> Response:
     """The HTTP answer that means `error`; the error itself is in its extensions."""
-    body = wire.error_body(str(error), error.kind)
+    body = wire.error_body(str(error), error.kind, getattr(error, "param", None))
     headers = [
         (b"content-length", str(len(body)).encode()),
         (b"content-type", b"application/json"),

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deepseek_resilient.backoff import AttemptState
+from deepseek_resilient.core.verdict import VerdictKind
 
 if TYPE_CHECKING:
     from deepseek_resilient.core.runtime import Call, Runtime
@@ -27,7 +28,8 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 def next_delay(runtime: Runtime, call: Call, verdict: Verdict) -> float | str:
     """Seconds to wait before the next attempt; or the word that says why there is none."""
     policy = runtime.policy
-    if not verdict.retryable:
+    elsewhere = runtime.router is not None and runtime.router.has_other(call.tried)
+    if not verdict.retryable and not (verdict.rest and elsewhere):
         return "futile"
     request = call.request
     if not request.replayable or (not call.info.dialect.is_inference and request.method not in _SAFE_METHODS):
@@ -37,7 +39,9 @@ def next_delay(runtime: Runtime, call: Call, verdict: Verdict) -> float | str:
         attempt=call.attempts, started=call.started, now=now, idle=call.waited, random=runtime.random,
         reason=verdict.reason, retry_after=verdict.retry_after,
     )  # fmt: skip
-    if verdict.retry_after is None:
+    if elsewhere and verdict.kind is not VerdictKind.THROTTLED:
+        delay = 0.0
+    elif verdict.retry_after is None or elsewhere:
         delay = max(float(policy.retry.wait(state)), 0.0)
     elif verdict.retry_after > policy.retry.max_retry_after:
         return "retry_after"

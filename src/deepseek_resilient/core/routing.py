@@ -153,6 +153,11 @@ class Router:
             best.health.waiting += 1
             return Pick(best, now, tokens, load)
 
+    def has_other(self, names: Collection[str]) -> bool:
+        """Whether a call may go to an upstream that is not one of `names`."""
+        with self._lock:
+            return any(member.name not in names for member in self._open)
+
     def commit(self, pick: Pick, now: float) -> None:
         """The first content of a stream came: its upstream has answered, though the call is still in flight."""
         with self._lock:

@@ -11,12 +11,15 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deepseek_resilient.core.breaker import Breaker, BreakerStatistics, make_circuit
+from deepseek_resilient.core.admission import Admission, LoadMeter, LoadStatistics
+from deepseek_resilient.core.breaker import OPEN, Breaker, BreakerStatistics, make_circuit
 from deepseek_resilient.core.budget import BudgetStatistics, RetryBudget
 from deepseek_resilient.core.concurrency import ConcurrencyStatistics, Places
 from deepseek_resilient.core.gate import Gate, GateStatistics
+from deepseek_resilient.core.rate import RateLimiter, RateStatistics
+from deepseek_resilient.core.routing import Router, UpstreamStatistics
 from deepseek_resilient.core.target import ServedModel, Target, Targets
-from deepseek_resilient.events import CircuitChanged, Listeners
+from deepseek_resilient.events import CircuitChanged, Listeners, LoadChanged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
     import pybreaker
 
-    from deepseek_resilient.config import Policy
+    from deepseek_resilient.config import Policy, Priority
     from deepseek_resilient.core.messages import Request
     from deepseek_resilient.wire import CallInfo
 
@@ -35,14 +38,20 @@ class Call:
     """One call from beginning to end. Belongs to whoever drives it; never shared."""
 
     __slots__ = (
-        "attempts", "connect", "deadline", "info", "max_retries", "number", "priority", "request", "started",
-        "target", "told", "verdicts", "waited",
+        "attempts", "connect", "deadline", "fields", "info", "max_retries", "number", "priority", "request",
+        "simplified", "started", "target", "tenant", "tokens", "told", "tried", "verdicts", "waited",
     )  # fmt: skip
 
     def __init__(
         self, request: Request, info: CallInfo, *, number: int, started: float, deadline: float | None,
-        connect: float | None, max_retries: int | None,
+        connect: float | None, max_retries: int | None, priority: Priority, tenant: str, fields: object,
     ) -> None:  # fmt: skip
+        self.priority = priority
+        self.tenant = tenant
+        self.fields = fields
+        self.tokens: int | None = None
+        self.tried: set[str] = set()
+        self.simplified: tuple[str, ...] = ()
         self.request = request
         self.info = info
         self.number = number
@@ -50,7 +59,6 @@ class Call:
         self.deadline = deadline
         self.connect = connect
         self.max_retries = max_retries
-        self.priority = 0
         self.attempts = 0
         self.waited = 0.0
         self.target = ""
@@ -69,6 +77,8 @@ class TargetStatistics:
     gate: GateStatistics
     breaker: BreakerStatistics | None
     concurrency: ConcurrencyStatistics | None
+    rate: RateStatistics | None
+    load: LoadStatistics | None
     served_model: str
 
 
@@ -83,6 +93,7 @@ class EngineStatistics:
     refused: Mapping[str, int]
     budget: BudgetStatistics
     targets: Mapping[str, TargetStatistics]
+    upstreams: Mapping[str, UpstreamStatistics]
 
 
 class Runtime:
@@ -107,6 +118,9 @@ class Runtime:
         self.listeners = listeners
         self.budget = RetryBudget(policy.budget, make_lock(), clock())
         self.targets = Targets(self._make_target, make_lock())
+        self.router: Router | None = None
+        if policy.routing.upstreams:
+            self.router = Router(policy.routing, make_lock(), random, clock())
         self._make_lock = make_lock
         self._breaker_listeners = breaker_listeners
         self._breaker_storage = breaker_storage
@@ -153,15 +167,20 @@ class Runtime:
                 target.gate.statistics(now),
                 target.breaker.statistics(now) if target.breaker else None,
                 target.places.statistics() if target.places else None,
+                target.rate.statistics(now) if target.rate else None,
+                target.admission.meter.statistics(now) if target.admission else None,
                 target.served.name,
             )
             for target in self.targets.all()
         }
         budget = self.budget.statistics()
+        upstreams = self.router.statistics(now) if self.router else {}
         with self._lock:
             in_flight = self._calls - self._ended
             verdicts, refused = dict(self._verdicts), dict(self._refused)
-            return EngineStatistics(self._calls, in_flight, self._attempts, verdicts, refused, budget, targets)
+            return EngineStatistics(
+                self._calls, in_flight, self._attempts, verdicts, refused, budget, targets, upstreams
+            )
 
     def _make_target(self, name: str) -> Target:
         policy = self.policy
@@ -169,9 +188,25 @@ class Runtime:
         places = None
         if policy.concurrency is not None:
             places = Places(policy.concurrency, self._make_lock(), self.clock())
-        return Target(name, gate, self._make_breaker(name), ServedModel(), places)
+        rate = None
+        if policy.rate.requests_per_minute or policy.rate.tokens_per_minute:
+            rate = RateLimiter(policy.rate, self._make_lock(), self.clock())
+        admission = self._make_admission(name)
+        breaker = self._make_breaker(name, None if admission is None else admission.meter)
+        counts_tokens = policy.rate.tokens_per_minute is not None
+        return Target(name, gate, breaker, ServedModel(), places, rate, admission, counts_tokens)
 
-    def _make_breaker(self, name: str) -> Breaker | None:
+    def _make_admission(self, name: str) -> Admission | None:
+        policy = self.policy.admission
+        if policy is None:
+            return None
+
+        def changed(at: float, old: int, new: int, load: float) -> None:
+            self.listeners.emit(LoadChanged(at, name, old, new, load))
+
+        return Admission(policy, LoadMeter(policy, self._make_lock(), self.clock(), changed), self.random)
+
+    def _make_breaker(self, name: str, meter: LoadMeter | None) -> Breaker | None:
         policy = self.policy.breaker
         if policy is None:
             return None
@@ -179,6 +214,8 @@ class Runtime:
         circuit = make_circuit(name, self._breaker_listeners, storage)
 
         def changed(at: float, old: str, new: str, break_for: float) -> None:
+            if meter is not None:
+                meter.report_breakers(at, int(new == OPEN), 1)
             self.listeners.emit(CircuitChanged(at, name, old, new, break_for))
 
         return Breaker(policy, self._make_lock(), self.random, circuit, changed)

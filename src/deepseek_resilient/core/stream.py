@@ -74,6 +74,7 @@ class StreamWatch:
         "_dialect",
         "_events",
         "_held",
+        "_last",
         "_limit",
         "_parser",
         "_plain",
@@ -93,6 +94,7 @@ class StreamWatch:
         self._plain = decoder.transparent and dialect in (wire.Dialect.CHAT, wire.Dialect.FIM)
         self._events: list[bytes] = []
         self._held = 0
+        self._last = b""
         self._text = ""
         self.seen: int = Sign.NOTHING
         self.complete = Sign.FINISH | Sign.DONE if policy.require_done else Sign.FINISH
@@ -120,6 +122,8 @@ class StreamWatch:
         found: int = Sign.NOTHING
         for name, data in self._parser.feed(self._decoder.feed(chunk)):
             self.begun = True
+            if b'"usage"' in data:
+                self._last = data
             signs = wire.signs(self._dialect, name, data)
             found |= signs
             if not self.model:
@@ -130,6 +134,10 @@ class StreamWatch:
                 self.error = wire.error_of_event(data)
         self.seen |= found
         return found
+
+    def tokens_used(self) -> int | None:
+        """The tokens that the stream says were used; None if it does not say."""
+        return wire.total_tokens(self._last)
 
     def partial(self) -> str:
         """The answer's text so far."""
@@ -161,7 +169,7 @@ async def relay(
     attempt.commit()
     attempt.note_model(watch.model)
     if watch.ended:
-        attempt.settle(_verdict_at_end(watch))
+        _settle_at_end(attempt, watch)
     if attempt.call.told:
         now = runtime.clock()
         waited = now - attempt.started
@@ -179,7 +187,7 @@ async def relay(
             await Discard(reply)
             return _end(attempt, watch, Failure(FailureKind.BROKEN, str(error)))
         if found and attempt.verdict is None and watch.ended:
-            attempt.settle(_verdict_at_end(watch))
+            _settle_at_end(attempt, watch)
         emit.chunk = chunk
         if found & _COMMITS or not watch.readable:
             emit.patience = silence
@@ -245,6 +253,12 @@ def _refused_in_stream(attempt: Attempt, reply: Reply, watch: StreamWatch) -> Re
     return Response(wire.status_of_error(watch.error), [(b"content-type", b"application/json")], body)
 
 
+def _settle_at_end(attempt: Attempt, watch: StreamWatch) -> None:
+    if attempt.entry.reservation is not None:
+        attempt.tokens_used = watch.tokens_used()
+    attempt.settle(_verdict_at_end(watch))
+
+
 def _verdict_at_end(watch: StreamWatch) -> judge.Verdict:
     if watch.seen & Sign.OVERLOAD:
         return judge.Verdict(judge.VerdictKind.OVERLOADED, wire.OVERLOAD_FINISH, False, 200)
@@ -256,7 +270,7 @@ def _verdict_at_end(watch: StreamWatch) -> judge.Verdict:
 def _end(attempt: Attempt, watch: StreamWatch, last: bytes | Failure) -> Failure | None:
     """Judge the end of a stream that was handed over in part or whole."""
     if watch.ended or watch.seen & Sign.ERROR or (not watch.readable and isinstance(last, bytes)):
-        attempt.settle(_verdict_at_end(watch))
+        _settle_at_end(attempt, watch)
         return None
     partial = watch.partial()
     got = f"after {len(partial)} characters of the answer"

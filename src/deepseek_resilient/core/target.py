@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    from deepseek_resilient.core.admission import Admission
     from deepseek_resilient.core.breaker import Breaker
     from deepseek_resilient.core.concurrency import Places
     from deepseek_resilient.core.gate import Gate
+    from deepseek_resilient.core.rate import RateLimiter
 
 MAX_TARGETS = 1024
 MAX_ACCOUNTS = 4096
@@ -47,6 +49,9 @@ class Target(NamedTuple):
     breaker: Breaker | None
     served: ServedModel
     places: Places | None = None
+    rate: RateLimiter | None = None
+    admission: Admission | None = None
+    counts_tokens: bool = False
 
 
 class Targets:
@@ -59,13 +64,16 @@ class Targets:
         self._accounts: LRUCache[int, int] = LRUCache(MAX_ACCOUNTS)
         self._next_account = 1
 
-    def get(self, origin: str, account: int, model: str) -> Target:
-        """The target of that address, account (any hash of the credentials; 0 = none) and model."""
+    def get(self, origin: str, account: int, model: str, name: str = "") -> Target:
+        """The target of that address, account (any hash of the credentials; 0 = none) and model.
+
+        `name` is what the address is called; "" for its host.
+        """
         key = (origin, account, model)
         with self._lock:
             target = self._known.get(key)
             if target is None:
-                target = self._known[key] = self._make(self._name(origin, account, model))
+                target = self._known[key] = self._make(self._name(name or origin, account, model))
             return target
 
     def all(self) -> list[Target]:

@@ -10,6 +10,7 @@ from deepseek_resilient.lab.exchange import Exchange, LabRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from deepseek_resilient.config import Upstream
     from deepseek_resilient.drivers.simulator import Inbox
     from deepseek_resilient.lab.deepseek import SimulatedDeepSeek
 
@@ -18,7 +19,18 @@ HEADERS = {"authorization": "Bearer simulated"}
 
 def virtual_request(body: bytes, *, path: str = "/chat/completions", method: str = "POST") -> Request:
     """A request to the simulated DeepSeek; its headers are in `native`, where a test may add to them."""
-    return Request(method=method, origin="https://virtual", path=path, body=body, account=1, native=dict(HEADERS))
+    return _request(method, "https://virtual", path, body, 1, dict(HEADERS))
+
+
+def _request(method: str, origin: str, path: str, body: bytes, account: int, headers: object) -> Request:
+    return Request(
+        method=method, origin=origin, path=path, body=body, account=account, native=headers, adapt=_adapt
+    )  # fmt: skip
+
+
+def _adapt(request: Request, body: bytes, upstream: Upstream | None) -> Request:
+    origin = request.origin if upstream is None else upstream.base_url
+    return _request(request.method, origin, request.path, body, request.account, request.native)
 
 
 class VirtualDeepSeek:

@@ -1,0 +1,307 @@
+"""How an attempt gets in: which upstream, what is asked of it, and the permit to ask now.
+
+    route ── admission, ladder ── gate ── breaker ── rate ── places
+
+`enter` answers with an `Entry`, which `Attempt` gives back, or with the refusal. With several upstreams each is asked
+in turn whether it lets the call in at once; only when none does, the call waits, at the one that routing prefers.
+Whoever has waited at a step is asked at all of them again.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from deepseek_resilient import wire
+from deepseek_resilient.core import tokens as token_counts
+from deepseek_resilient.core.breaker import NO_PERMIT
+from deepseek_resilient.core.effects import Sleep, Wait
+from deepseek_resilient.core.ladder import simplify, steps
+from deepseek_resilient.core.rate import Reservation, TooLarge
+from deepseek_resilient.errors import (
+    CircuitOpenError,
+    OverloadedError,
+    RateLimitedError,
+    RejectedError,
+    ShedError,
+    TooManyTokensError,
+)
+from deepseek_resilient.events import CallSimplified, StepWaited
+
+if TYPE_CHECKING:
+    from deepseek_resilient.core.admission import Admission
+    from deepseek_resilient.core.breaker import Permit
+    from deepseek_resilient.core.concurrency import Places
+    from deepseek_resilient.core.messages import Request
+    from deepseek_resilient.core.routing import Pick, Router
+    from deepseek_resilient.core.runtime import Call, Runtime
+    from deepseek_resilient.core.target import Target
+
+_HEADROOM = 1.5
+"""A call leaves the queue when less than this many times the usual time of an answer is left of its deadline."""
+
+
+class Entry(NamedTuple):
+    """The right to send `request` to `target` once, and what has to be given back for it."""
+
+    request: Request
+    target: Target | None
+    permit: Permit
+    pick: Pick | None = None
+    reservation: Reservation | None = None
+
+
+class _Pause(NamedTuple):
+    """A step lets the call wait."""
+
+    step: str
+    delay: float
+    refusal: RejectedError
+
+
+async def enter(runtime: Runtime, call: Call) -> Entry | RejectedError:
+    """The next attempt of `call`. What is no inference call has no target, and passes."""
+    request = call.request
+    if not call.info.dialect.is_inference:
+        call.target = request.origin.partition("://")[2]
+        return Entry(request, None, NO_PERMIT)
+    if runtime.router is None:
+        return await _enter_at(runtime, call, None, patient=True)
+    return await _route(runtime, call, runtime.router)
+
+
+async def _route(runtime: Runtime, call: Call, router: Router) -> Entry | RejectedError:
+    refusal: RejectedError | None = None
+    skipped = set(call.tried)
+    tokens = len(call.request.body) // 4
+    while True:
+        pick = router.pick(runtime.clock(), tokens, skipped)
+        patient = pick is None
+        if pick is None:
+            pick = router.pick(runtime.clock(), tokens)
+        if pick is None:
+            return refusal or _nobody(runtime, router)
+        entered: Entry | RejectedError | None = None
+        try:
+            entered = await _enter_at(runtime, call, pick, patient=patient)
+        finally:
+            if not isinstance(entered, Entry):
+                router.finish(pick, runtime.clock(), None)
+        if isinstance(entered, Entry) or patient:
+            return entered
+        refusal = entered
+        skipped.add(pick.upstream.name)
+
+
+def _nobody(runtime: Runtime, router: Router) -> RejectedError:
+    waits = [each.out_for for each in router.statistics(runtime.clock()).values() if each.out_for > 0]
+    return OverloadedError(
+        "no upstream is free: all are resting, ejected, full or draining; nothing was sent.",
+        step="route",
+        retry_after=min(waits, default=None),
+    )
+
+
+async def _enter_at(runtime: Runtime, call: Call, pick: Pick | None, *, patient: bool) -> Entry | RejectedError:
+    target = _target_of(runtime, call, pick, call.info.model)
+    call.target = target.name
+    fields = None
+    if target.admission is not None:
+        if call.attempts == 0 and (shed := _shed(runtime, call, target, target.admission)) is not None:
+            return shed
+        fields = _simplify(runtime, call, target, target.admission)
+        if fields is not None:
+            target = _target_of(runtime, call, pick, str(fields.get("model")))
+    request, upstream = call.request, None if pick is None else pick.upstream
+    if fields is not None or upstream is not None:
+        request = request.adapted(fields, upstream)
+    entered = await _pass(runtime, call, target, patient=patient)
+    return entered if isinstance(entered, RejectedError) else Entry(request, target, entered[0], pick, entered[1])
+
+
+def _target_of(runtime: Runtime, call: Call, pick: Pick | None, model: str) -> Target:
+    request = call.request
+    if pick is None:
+        return runtime.targets.get(request.origin, request.account, model)
+    upstream = pick.upstream
+    account = hash(upstream.api_key) if upstream.api_key else request.account
+    return runtime.targets.get(upstream.base_url, account, upstream.model(model), upstream.name)
+
+
+def _shed(runtime: Runtime, call: Call, target: Target, admission: Admission) -> RejectedError | None:
+    now = runtime.clock()
+    if target.places is not None:
+        in_flight, limit, delay = target.places.pressure()
+        admission.meter.report_in_flight(now, in_flight, limit)
+        left = math.inf if call.deadline is None else max(call.deadline - now, 0.001)
+        admission.meter.report_queue_delay(now, delay / left)
+    shed = admission.admit(now, call.priority)
+    if shed is None:
+        return None
+    return ShedError(
+        f"{target.name} is at {shed.load:.0%} of what it can take, and {call.priority.label} calls are shed there; "
+        f"nothing was sent. Try again in {shed.retry_after:.2f} s, or call with a higher priority.",
+        step="admission",
+        retry_after=shed.retry_after,
+    )
+
+
+def _simplify(runtime: Runtime, call: Call, target: Target, admission: Admission) -> dict[str, Any] | None:
+    """What is asked instead of the call's own fields, as the ladder has it; None for the call as it is."""
+    now = runtime.clock()
+    level, _ = admission.meter.look(now)
+    ladder = runtime.policy.ladder
+    if not steps(ladder, level, call.priority) or call.request.encoded or not call.request.replayable:
+        return None
+    simpler = simplify(call.info.dialect, wire.fields_of(call.request.body), level, call.priority, ladder)
+    call.simplified = () if simpler is None else simpler.changed
+    if simpler is None:
+        return None
+    runtime.listeners.emit(CallSimplified(now, call.number, target.name, level, simpler.changed))
+    return simpler.fields
+
+
+async def _pass(
+    runtime: Runtime, call: Call, target: Target, *, patient: bool
+) -> RejectedError | tuple[Permit, Reservation | None]:
+    """Through gate, breaker, rate and places of `target`, waiting where allowed."""
+    places, held = target.places, False
+    reservation: Reservation | None = None
+    entered = False
+    try:
+        while True:
+            answer = _ask_health(runtime, call, target)
+            if isinstance(answer, RejectedError):
+                return answer
+            if isinstance(answer, _Pause):
+                if not patient:
+                    return answer.refusal
+                if held and places is not None:
+                    held = False
+                    places.exit(runtime.clock())
+                await _wait(runtime, call, answer.step, answer.delay)
+                continue
+            if target.rate is not None and reservation is None:
+                paced = _reserve(runtime, call, target, patient=patient)
+                if isinstance(paced, RejectedError):
+                    _release(target, answer)
+                    return paced
+                reservation = paced
+                if paced.delay > 0:
+                    _release(target, answer)
+                    await _wait(runtime, call, "rate", paced.delay)
+                    continue
+            if places is None or held or places.try_enter():
+                entered = True
+                return answer, reservation
+            _release(target, answer)
+            if not patient:
+                return _crowded(call, "which is as many as it can take now", places.seconds_to_empty())
+            full = await _queue(runtime, call, places)
+            if full is not None:
+                return full
+            held = True
+    finally:
+        if not entered:
+            if held and places is not None:
+                places.exit(runtime.clock())
+            if reservation is not None and target.rate is not None:
+                target.rate.cancel(reservation, runtime.clock())
+
+
+def _ask_health(runtime: Runtime, call: Call, target: Target) -> RejectedError | Permit | _Pause:
+    """The gate, then the breaker."""
+    now = runtime.clock()
+    closed = target.gate.check(now)
+    if closed is not None:
+        refusal: RejectedError = RateLimitedError(
+            f"{target.name} asked to be left alone for another {closed.remaining:.1f} s ({closed.reason}); "
+            "nothing was sent. Try again then, or give the call a longer timeout.",
+            step="gate",
+            retry_after=closed.remaining,
+            http_status=closed.status,
+        )
+        waits = closed.patient and call.outlives(now + closed.delay)
+        return _Pause("gate", closed.delay, refusal) if waits else refusal
+    breaker = target.breaker
+    if breaker is None:
+        return NO_PERMIT
+    permit = breaker.try_acquire(now)
+    if not isinstance(permit, float):
+        return permit
+    delay = permit * runtime.random.uniform(1.0, 2.0)
+    refusal = CircuitOpenError(
+        f"the circuit of {target.name} is open: it failed too often a moment ago; nothing was sent. "
+        f"Try again in {permit:.2f} s.",
+        step="breaker",
+        retry_after=permit,
+    )
+    return refusal if breaker.refuses or not call.outlives(now + delay) else _Pause("breaker", delay, refusal)
+
+
+def _release(target: Target, permit: Permit) -> None:
+    if target.breaker is not None:
+        target.breaker.release(permit)
+
+
+def _reserve(runtime: Runtime, call: Call, target: Target, *, patient: bool) -> Reservation | RejectedError:
+    assert target.rate is not None  # noqa: S101 -- for the type checker; asked only where there is one
+    now = runtime.clock()
+    patience = 0.0 if not patient else math.inf if call.deadline is None else max(call.deadline - now, 0.0)
+    if call.tokens is None:
+        call.tokens = token_counts.estimate_request(wire.fields_of(call.request.body)) if target.counts_tokens else 0
+    answer = target.rate.reserve(now, call.tokens, patience)
+    if isinstance(answer, Reservation):
+        return answer
+    if isinstance(answer, TooLarge):
+        return TooManyTokensError(
+            f"this call has about {answer.tokens:.0f} tokens, more than the {answer.capacity:.0f} that may be sent to "
+            f"{target.name} at once (tokens_per_minute and burst of its RatePolicy); nothing was sent.",
+            step="rate",
+        )
+    return RateLimitedError(
+        f"the rate limit of {target.name} is used up for another {answer:.2f} s; nothing was sent.",
+        step="rate",
+        retry_after=answer,
+    )
+
+
+async def _queue(runtime: Runtime, call: Call, places: Places) -> RejectedError | None:
+    """Wait for a place, as long as an attempt could still end in time; None with a place, or the refusal."""
+    began = runtime.clock()
+    until = None
+    if call.deadline is not None:
+        left = call.deadline - began
+        until = began + max(left - places.expected(stream=call.info.stream) * _HEADROOM, left / 2)
+    waiter = places.queue(began, call.priority, until)
+    if isinstance(waiter, float):
+        return _crowded(call, "and as many calls wait already as may", waiter)
+    try:
+        await Wait(waiter, until=until)
+    except BaseException:
+        places.leave(waiter, runtime.clock())
+        raise
+    now = runtime.clock()
+    call.waited += now - began
+    if call.told:
+        runtime.listeners.emit(StepWaited(now, call.number, "concurrency", call.target, now - began))
+    if waiter.granted:
+        return None
+    places.leave(waiter, now)
+    why = "and calls that matter more took the queue" if waiter.refused else "and none came free in time"
+    return _crowded(call, why, places.seconds_to_empty())
+
+
+def _crowded(call: Call, why: str, retry_after: float) -> RejectedError:
+    return RateLimitedError(
+        f"{call.target} has as many calls of ours in flight as it can take now, {why}; nothing was sent. "
+        f"Try again in {retry_after:.2f} s.",
+        step="concurrency",
+        retry_after=retry_after,
+    )
+
+
+async def _wait(runtime: Runtime, call: Call, step: str, delay: float) -> None:
+    runtime.listeners.emit(StepWaited(runtime.clock(), call.number, step, call.target, delay))
+    call.waited += delay
+    await Sleep(delay)
