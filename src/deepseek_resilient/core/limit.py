@@ -102,6 +102,7 @@ class AdaptiveLimit:
         """Whether a queue or an overload was met yet, or the server stated its limit."""
         return self._threshold < math.inf or self._ceiling < math.inf
 
+    @property
     def load(self) -> float:
         """The load of the last round."""
         return self._load
