@@ -125,7 +125,7 @@ async def _pass(runtime: Runtime, call: Call, target: Target) -> RejectedError |
             if isinstance(answer, _Pause):
                 if held and places is not None:
                     held = False
-                    places.exit(runtime.clock())
+                    places.exit(runtime.clock(), runtime.clock())
                 await _wait(runtime, call, *answer)
             elif places is None or held or places.try_enter():
                 held = False
@@ -139,7 +139,7 @@ async def _pass(runtime: Runtime, call: Call, target: Target) -> RejectedError |
                 held = True
     finally:
         if held and places is not None:
-            places.exit(runtime.clock())
+            places.exit(runtime.clock(), runtime.clock())
 
 
 def _ask_health(runtime: Runtime, call: Call, target: Target) -> RejectedError | Permit | _Pause:
