@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deepseek_resilient.config import BreakerPolicy, Policy
+    from deepseek_resilient.config import BreakerPolicy, ConcurrencyPolicy, Policy
 
 
 def describe(policy: Policy) -> str:
@@ -20,6 +20,7 @@ def describe(policy: Policy) -> str:
         ("gate", f"closed by Retry-After for all calls; released over {gate.spread:.0%} of that time "
                  f"(at least {_seconds(gate.min_spread)}); {_seconds(gate.rest)} of rest after a 402"),
         ("breaker", _breaker(policy.breaker)),
+        ("places", _places(policy.concurrency)),
         ("send", f"connect {_seconds(policy.connect_timeout)}; attempt {_seconds(policy.attempt_timeout)}"),
         ("stream", f"first content within {_seconds(stream.first_content)}; silence at most "
                    f"{_seconds(stream.silence)}; ends by finish_reason{' and [DONE]' if stream.require_done else ''}"),
@@ -36,6 +37,15 @@ def _breaker(policy: BreakerPolicy | None) -> str:
         f"{_seconds(policy.sampling_duration)}, for {_seconds(policy.break_duration)} growing to "
         f"{_seconds(policy.max_break_duration)}; {policy.probes} probes, closed by {policy.probe_successes} good ones; "
         f"when open: {policy.when_open}"
+    )
+
+
+def _places(policy: ConcurrencyPolicy | None) -> str:
+    if policy is None:
+        return "no limit of calls in flight"
+    return (
+        f"{policy.initial} calls in flight at first, {policy.minimum} to {policy.maximum} as latency and 429s teach; "
+        f"{policy.queue} may wait, as long as they can still be answered in time"
     )
 
 

@@ -108,7 +108,7 @@ def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
     out, err = demo.communicate(timeout=30)
     assert (130, b"") == (demo.returncode, out)
     assert b"Traceback" not in err
-    assert set() == alive(children)
+    until(lambda: not alive(children), 2)  # one told to stop may still be at it
     assert [] == [*tmp_path.iterdir()]
 
 
@@ -130,7 +130,7 @@ def test_a_load_generator_that_dies_is_told(tmp_path: Path) -> None:
     out, err = demo.communicate(timeout=30)
     assert (2, b"") == (demo.returncode, out)
     assert b"deepseek-resilient: a load generator ended too early: exit status -9" == err.splitlines()[-1]
-    assert set() == alive(children)
+    until(lambda: not alive(children), 2)
     assert [] == [*tmp_path.iterdir()]
 
 

@@ -142,7 +142,7 @@ def test_many_connections(before: int, lab: LabProcess, runner: asyncio.Runner) 
     lab.script(settings={"service_time": 0.8, "slots": 1000})
 
     async def all_at_once() -> None:
-        async with asynchronous(lab, timeout=60) as client:
+        async with asynchronous(lab, timeout=60, policy=policy(concurrency=None)) as client:
 
             async def stream() -> str:
                 chunks = await client.chat.completions.create(**ASK, stream=True)  # type: ignore[call-overload]

@@ -12,7 +12,7 @@ import json
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from deepseek_resilient.core.effects import Discard, Effect, Emit, Read, Respond, Send, Sleep
+from deepseek_resilient.core.effects import Discard, Effect, Emit, Read, Respond, Send, Sleep, Wait
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Request, Response
 from deepseek_resilient.engine import Engine
 
@@ -100,7 +100,7 @@ class Driven:
         elif isinstance(effect, (Send, Read)):
             return self._next(effect)
         else:
-            assert isinstance(effect, Discard), effect
+            assert isinstance(effect, (Discard, Wait)), effect
         return None
 
     def _next(self, effect: Send | Read) -> object:

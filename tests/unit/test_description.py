@@ -20,7 +20,7 @@ def line(name, policy):
 def test_one_numbered_line_per_step():
     """In the order a call passes them."""
     names = [line.split()[:2] for line in describe(Policy()).splitlines()]
-    steps = ["deadline", "retry", "budget", "gate", "breaker", "send", "stream", "verdict"]
+    steps = ["deadline", "retry", "budget", "gate", "breaker", "places", "send", "stream", "verdict"]
     assert [[f"{number}.", name] for number, name in enumerate(steps, 1)] == names
     assert describe(Policy.batch()) == Engine(Policy.batch()).describe()
 
@@ -42,6 +42,8 @@ def test_one_numbered_line_per_step():
         ),
         ("breaker", Policy(breaker=BreakerPolicy(when_open="wait")), "when open: wait"),
         ("breaker", Policy(breaker=None), "off"),
+        ("places", Policy(), "20 calls in flight at first, 1 to 2000 as latency and 429s teach; 1000 may wait"),
+        ("places", Policy(concurrency=None), "no limit of calls in flight"),
         ("send", Policy(attempt_timeout=9), "connect 5 s; attempt 9 s"),
         ("send", Policy(), "attempt no limit"),
         ("stream", Policy(), "first content within 60 s; silence at most 60 s"),

@@ -14,6 +14,14 @@ LONG = size_class(1000, 100_000, stream=False)
 STREAM = size_class(1000, 1000, stream=True)
 
 
+def fill(it, count):
+    """So many attempts take a place at once and leave again."""
+    for _ in range(count):
+        it.entered()
+    for _ in range(count):
+        it.left(math.inf)
+
+
 class Feed:
     """A limit, and the answers of one attempt after the other; all of a round begin and end at the same instant."""
 
@@ -26,13 +34,14 @@ class Feed:
         self.it.answered(self.now, sample)
 
     def overload(self, count):
+        fill(self.it, math.ceil(self.it.value))
         for _ in range(count):
             self.it.overloaded(self.now, self.now)
 
     def round(self, *latencies, size=SHORT, allowed=None, use=1.0):
         """Answer, by these latencies in turn, until the round ends; the limit after it."""
         self.now += 1.0
-        self.it.used(math.ceil(self.it.value * use))
+        fill(self.it, math.ceil(self.it.value * use))
         for number in range(1000):
             self.answer(latencies[number % len(latencies)], size=size, allowed=allowed)
             if self.it._round_began == self.now:
@@ -45,7 +54,7 @@ class Feed:
         self.now += 1.0
         before = self.it.value
         for number in range(1, 1000):
-            self.it.used(math.ceil(before))
+            fill(self.it, math.ceil(before))
             self.answer(latency)
             if self.it.value != before:
                 return number
@@ -97,10 +106,9 @@ def test_a_load_up_to_the_tolerance_is_no_queue():
 def test_what_may_be_chance_is_no_queue():
     """The same median shrinks the limit when all answers agree, and not when they are spread."""
     spread, sure = Feed(initial=40), Feed(initial=40)
-    spread.answer(1.0, started=0.0)
-    sure.answer(1.0, started=0.0)
-    assert pytest.approx(0.95 * 40 / 2.1) == sure.round(2.1)
-    assert 80 == spread.round(*[1.0] * 19, *[2.1] * 21)
+    assert spread.round(1.0) == sure.round(1.0)
+    assert pytest.approx(0.95 * 80 / 2.1) == sure.round(2.1)
+    assert 160 == spread.round(*[2.1] * 21, *[1.0] * 19)
     assert spread.it.load == sure.it.load
 
 
@@ -110,7 +118,28 @@ def test_base_is_the_least_load_of_the_last_rounds():
     for latency in (1.0, 1.5, 0.8, 1.8):
         feed.round(latency)
     assert pytest.approx(0.8) == feed.it.base
-    assert pytest.approx(1.8) == feed.it.load
+    assert pytest.approx(1.8 / 0.8) == feed.it.load
+
+
+def test_the_first_base_is_that_of_the_attempts_that_began_first():
+    """Those behind them may have stood in a queue already: four of a hundred are enough to see it."""
+    feed = Feed(initial=100)
+    fill(feed.it, 100)
+    for number in range(64):
+        feed.answer(1.0 if number >= 60 else 8.0, started=feed.now + (0.0 if number >= 60 else 0.1))
+    assert pytest.approx(1 / 8) == feed.it.base
+    assert pytest.approx(0.95 * 100 / 8) == feed.it.value
+
+
+def test_what_a_round_of_later_attempts_has_overtaken_stands_in_no_queue():
+    """Seven attempts hang: what the others lose is their own share, and they leave room for them."""
+    feed = Feed(initial=15)
+    feed.round(1.0, use=0.5)
+    for _ in range(8):
+        feed.it.entered()
+    feed.round(1.0, use=0)  # the round in which they are overtaken begins with its end
+    feed.it.left(0.0)
+    assert pytest.approx(7 + 0.95 * (15 - 7) / 4) == feed.round(4.0, use=0)
 
 
 def test_base_is_forgotten_when_the_server_itself_became_slower():
@@ -142,7 +171,7 @@ def test_answers_that_use_up_half_of_their_time_shrink_it():
 def test_answers_without_a_time_limit_are_never_late():
     """Only those that have one are looked at: most of these decide."""
     feed = Feed()
-    feed.it.used(20)
+    fill(feed.it, 20)
     for number in range(20):
         feed.answer(6.0, allowed=10.0 if number < 3 else None)
     assert 14 == feed.it.value
@@ -193,7 +222,7 @@ def test_a_few_overloads_in_a_round_are_no_reason_one_more_is(initial, few, answ
     """Two, or a tenth of the answers."""
     for overloads, level in ((few, initial * 2), (few + 1, initial * 0.7)):
         feed = Feed(initial=initial)
-        feed.it.used(initial)
+        fill(feed.it, initial)
         feed.overload(1)
         for _ in range(answers + few - overloads):
             feed.answer(1.0)
@@ -202,10 +231,20 @@ def test_a_few_overloads_in_a_round_are_no_reason_one_more_is(initial, few, answ
         assert pytest.approx(level) == feed.it.value
 
 
+def test_overloads_back_off_from_what_was_in_flight():
+    """A limit that was not reached is no measure of what was too much."""
+    feed = Feed(minimum=2)
+    fill(feed.it, 10)
+    for _ in range(4):
+        feed.it.overloaded(feed.now, feed.now)
+    assert pytest.approx(0.7 * 10) == feed.it.value
+
+
 def test_a_timeout_is_an_overload():
     """With no limit, with nothing to compare it to, and with a limit in which others are answered."""
     for allowed in (None, 1.0, 5.0):
         feed = Feed()
+        fill(feed.it, 20)
         if allowed == 5.0:
             feed.answer(5.0, size=STREAM)
         for _ in range(4):
@@ -278,8 +317,8 @@ def test_the_limit_grows_only_where_it_is_used():
 def test_fewer_in_flight_take_nothing_from_the_peak():
     """The most of a round counts, in whatever order it is told."""
     feed = Feed()
-    feed.it.used(20)
-    feed.it.used(1)
+    fill(feed.it, 20)
+    fill(feed.it, 1)
     for _ in range(20):
         feed.answer(1.0)
     assert 40 == feed.it.value
@@ -331,7 +370,7 @@ def test_a_class_that_became_slower_in_itself_is_learned():
 def test_answers_of_attempts_begun_before_the_round_do_not_count():
     """They tell of another limit."""
     feed = Feed()
-    feed.it.used(20)
+    fill(feed.it, 20)
     for _ in range(1000):
         feed.answer(9.0, started=0.5)
     assert 20 == feed.it.value
@@ -400,7 +439,7 @@ def test_the_limit_keeps_within_its_bounds(happenings, minimum, initial, maximum
     it = feed.it
     stated, stated_at = math.inf, 0.0
     for what, *details in happenings:
-        it.used(math.ceil(it.value))
+        fill(it, math.ceil(it.value))
         if what == "answered":
             latency, count, size = details
             for _ in range(count):
@@ -420,7 +459,7 @@ def test_the_limit_keeps_within_its_bounds(happenings, minimum, initial, maximum
         assert minimum <= it.value <= maximum
         assert it.value <= stated + (feed.now - stated_at) // interval
         assert math.isfinite(it.load)
-        assert 0 < it.base < math.inf
+        assert it.base > 0
 
 
 def serve(slots, initial, generations):
@@ -432,7 +471,7 @@ def serve(slots, initial, generations):
     for _ in range(generations):
         calls = math.ceil(it.value)
         latency = max(1.0, calls / slots)
-        it.used(calls)
+        fill(it, calls)
         for _ in range(calls):
             it.answered(now + latency, Sample(now, latency, SHORT, None))
         now += latency

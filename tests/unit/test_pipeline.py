@@ -10,11 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepseek_resilient import events
-from deepseek_resilient.config import BreakerPolicy, BudgetPolicy, GatePolicy, Policy, RetryPolicy, StreamPolicy
-from deepseek_resilient.core.effects import Send
+from deepseek_resilient.config import (
+    BreakerPolicy,
+    BudgetPolicy,
+    ConcurrencyPolicy,
+    GatePolicy,
+    Policy,
+    RetryPolicy,
+    StreamPolicy,
+)
+from deepseek_resilient.core.effects import Send, Wait
 from deepseek_resilient.core.messages import Failure, FailureKind
+from deepseek_resilient.engine import Engine
 
-from .driving import ANSWER, BROKEN, DONE, KEEP_ALIVE, TIMEOUT, Bench, ask, chunk, reply
+from .driving import ANSWER, BROKEN, DONE, KEEP_ALIVE, TIMEOUT, Bench, Clock, Driven, ask, chunk, reply
 
 BUSY = [reply(503), b"busy", b""]
 GOOD = [reply(), ANSWER, b""]
@@ -549,3 +558,18 @@ def test_an_impatient_caller_says_nothing_of_the_targets_health():
         for it in (impatient, patient)
         for target in it.engine.statistics().targets.values()
     ]  # fmt: skip
+
+
+def test_a_call_without_a_deadline_waits_for_a_place_without_end():
+    """Nobody listens, and nothing but the bell of its place ends the wait."""
+    clock = Clock()
+    engine = Engine(Policy(deadline=None, concurrency=ConcurrencyPolicy(initial=1)), clock=clock)
+    first = Driven(engine.call(ask(), timeout=None), clock).run(1)
+    second = Driven(engine.call(ask(), timeout=None), clock, GOOD).run(1)
+    (waiting,) = second.effects
+    assert isinstance(waiting, Wait)
+    assert waiting.until is None
+    assert not waiting.bell.rung
+    first.close()
+    assert waiting.bell.rung
+    assert 200 == second.run().response.status

@@ -72,7 +72,7 @@ class PlacesMachine(RuleBasedStateMachine):
     @rule(priority=st.integers(-1, 2), patience=st.one_of(st.none(), st.floats(0, 10)), attach_late=st.booleans())
     def queue(self, priority, patience, attach_late):
         until = None if patience is None else self.now + patience
-        full = len(self.waiting) >= self.policy.queue
+        full = len(self.waiting) >= self.policy.queue and self.in_flight() >= self.limit()
         loser = None
         if full and self.waiting:
             least = min(waiter.priority for waiter, _ in self.waiting)
@@ -154,7 +154,7 @@ class PlacesMachine(RuleBasedStateMachine):
                 self.places.overloaded(self.now, started)
             elif how == "timed out":
                 self.places.timed_out(self.now, sample)
-            self.places.exit(self.now)
+            self.places.exit(self.now, self.now)
             self.admit()
 
     @precondition(lambda self: self.attempts)
@@ -163,7 +163,7 @@ class PlacesMachine(RuleBasedStateMachine):
         started = self.attempts.pop(index % len(self.attempts))
         self.places.overloaded(self.now, started, stated=limit)
         assert self.limit() <= max(limit, 1)
-        self.places.exit(self.now)
+        self.places.exit(self.now, self.now)
         self.admit()
 
     @invariant()

@@ -257,7 +257,7 @@ def test_silence_between_contents_ends_the_stream():
 def test_silence_may_be_off():
     """Then only the transport's own limit ends a quiet stream, in its own words."""
     it = bench(silence=None)
-    call = it.call([reply(), chunk("Hel"), 4000.0, chunk("lo"), TIMEOUT], stream=True)
+    call = it.call([reply(), chunk("Hel"), KEEP_ALIVE, 4000.0, chunk("lo"), TIMEOUT], stream=True)
     assert (FailureKind.SILENT, "Hello") == (call.outcome.kind, call.outcome.partial)
     assert "the stream fell silent after 5 characters of the answer: a time limit passed" == call.outcome.message
     it.clock.now += 10.0

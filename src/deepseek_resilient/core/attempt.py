@@ -101,7 +101,7 @@ class Attempt:
         if self.verdict is None:
             self.verdict = Verdict(VerdictKind.CALLER_FAULT, "abandoned")
             if self._places is not None:
-                self._places.exit(self.runtime.clock())
+                self._places.exit(self.runtime.clock(), self.started)
             if self._breaker is not None:
                 self._breaker.release(self.entry.permit)
             self._leave_upstream(None, self.runtime.clock())
@@ -140,7 +140,7 @@ class Attempt:
             places.timed_out(now, self._sample(now))
         elif kind in (VerdictKind.THROTTLED, VerdictKind.OVERLOADED) and not verdict.rest:
             places.overloaded(now, self.started, verdict.stated_limit)
-        places.exit(now)
+        places.exit(now, self.started)
 
     def _sample(self, now: float) -> Sample:
         call = self.call

@@ -60,7 +60,6 @@ class Places:
         self._policy = policy
         self._lock = lock
         self._limit = AdaptiveLimit(policy, now)
-        self._in_flight = 0
         self._queues: dict[int, deque[Waiter]] = {}
         self._queued = 0
         self._refused = 0
@@ -68,30 +67,28 @@ class Places:
     def try_enter(self) -> bool:
         """Take a place if one is free and nobody waits for it."""
         with self._lock:
-            if self._queued or self._in_flight >= self._limit.value:
+            if self._queued or self._limit.in_flight >= self._limit.value:
                 return False
-            self._in_flight += 1
-            self._limit.used(self._in_flight)
+            self._limit.entered()
             return True
 
     def queue(self, now: float, priority: int, until: float | None) -> Waiter | float:
         """A place in the queue for a call that can wait until then (None: for ever); or, when it is full, the seconds
         in which it would empty."""
         with self._lock:
-            if self._queued >= self._policy.queue:
-                loser = self._least()
-                if loser is None or loser.priority >= priority:
-                    self._refused += 1
-                    return self._seconds_to_empty()
-                self._remove(loser)
-                loser.refused = True
-                self._refused += 1
-            else:
-                loser = None
             waiter = Waiter(priority, math.inf if until is None else (now + until) / 2)
             self._queues.setdefault(priority, deque()).append(waiter)
             self._queued += 1
             admitted = self._admit(now)
+            loser = None
+            if self._queued > self._policy.queue:
+                least = self._queues[min(self._queues)]
+                loser = waiter if least[0].priority >= priority else least[0]
+                self._remove(loser)
+                loser.refused = True
+                self._refused += 1
+                if loser is waiter:
+                    return self._seconds_to_empty()
         if loser is not None:
             loser.ring()
         for one in admitted:
@@ -105,17 +102,17 @@ class Places:
                 return
             waiter.left = True
             if waiter.granted:
-                self._in_flight -= 1
+                self._limit.left(now)
             elif not waiter.refused:
                 self._remove(waiter)
             admitted = self._admit(now)
         for one in admitted:
             one.ring()
 
-    def exit(self, now: float) -> None:
-        """Give a place back."""
+    def exit(self, now: float, started: float) -> None:
+        """Give the place back that was used since then."""
         with self._lock:
-            self._in_flight -= 1
+            self._limit.left(started)
             admitted = self._admit(now)
         for one in admitted:
             one.ring()
@@ -151,8 +148,8 @@ class Places:
         with self._lock:
             limit = self._limit.value
             if not self._limit.known:
-                return self._in_flight, None, self._seconds_to_empty()
-            return min(self._in_flight, limit), limit, self._seconds_to_empty()
+                return self._limit.in_flight, None, self._seconds_to_empty()
+            return min(self._limit.in_flight, limit), limit, self._seconds_to_empty()
 
     def seconds_to_empty(self) -> float:
         """Seconds in which the queue would empty as things stand."""
@@ -163,25 +160,19 @@ class Places:
         """How it stands."""
         with self._lock:
             limit = self._limit
-            return ConcurrencyStatistics(
-                limit.value, self._in_flight, self._queued, self._refused, limit.load / limit.base
-            )
+            return ConcurrencyStatistics(limit.value, limit.in_flight, self._queued, self._refused, limit.load)
 
     def _admit(self, now: float) -> list[Waiter]:
         admitted: list[Waiter] = []
-        while self._queued and self._in_flight < self._limit.value:
+        while self._queued and self._limit.in_flight < self._limit.value:
             queue = self._queues[max(self._queues)]
             waiter = queue.pop() if now > queue[0].hurries_at else queue.popleft()
             self._forget_empty(waiter.priority)
             self._queued -= 1
-            self._in_flight += 1
-            self._limit.used(self._in_flight)
+            self._limit.entered()
             waiter.granted = True
             admitted.append(waiter)
         return admitted
-
-    def _least(self) -> Waiter | None:
-        return self._queues[min(self._queues)][0] if self._queues else None
 
     def _remove(self, waiter: Waiter) -> None:
         self._queues[waiter.priority].remove(waiter)

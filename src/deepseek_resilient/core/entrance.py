@@ -178,7 +178,7 @@ async def _pass(
                     return answer.refusal
                 if held and places is not None:
                     held = False
-                    places.exit(runtime.clock())
+                    places.exit(runtime.clock(), runtime.clock())
                 await _wait(runtime, call, answer.step, answer.delay)
                 continue
             if target.rate is not None and reservation is None:
@@ -204,7 +204,7 @@ async def _pass(
     finally:
         if not entered:
             if held and places is not None:
-                places.exit(runtime.clock())
+                places.exit(runtime.clock(), runtime.clock())
             if reservation is not None and target.rate is not None:
                 target.rate.cancel(reservation, runtime.clock())
 

@@ -10,9 +10,12 @@ included, is `base`, the load without a queue.
   start), and beyond that grows by 1, 2, 3 ... per round, whatever its size, so that clients of one server draw level;
 - load > tolerance * base, beyond doubt: a queue stands. The limit becomes `0.95 * limit * base / load`, what filled the
   server without a queue (Little's law). That drains the queue, so the next round shows base afresh, and what was
-  measured before is forgotten: the server itself may have become slower;
+  measured before is forgotten: the server itself may have become slower. Attempts that a whole round of later ones has
+  overtaken (they hang, or their answers are long) stand in no queue: they keep their places beside that;
 - half the time limit of the attempts is used up, or more than a few attempts of a round meet an overload (429, 503, a
-  time limit): `backoff`, once per round, and at once where most do.
+  time limit): `backoff`, once per round. Where most do, at once, and of what is really in flight if that is less.
+
+The first `base` is that of the attempts that began first: nothing was in flight before them.
 
 A limit that the server states ("concurrency limit of 25") is a ceiling at once, and is tried one higher each
 `probe_interval` seconds.
@@ -69,6 +72,7 @@ class AdaptiveLimit:
         "_latency",
         "_load",
         "_loads",
+        "_older",
         "_overloaded",
         "_overloads",
         "_peak",
@@ -79,6 +83,7 @@ class AdaptiveLimit:
         "_slow",
         "_threshold",
         "base",
+        "in_flight",
         "value",
     )
 
@@ -91,10 +96,11 @@ class AdaptiveLimit:
         self._scales: LRUCache[tuple[bool, int, int], float] = LRUCache(_CLASSES)
         self._load = 1.0
         self._latency = [0.0, 0.0]
-        self.base = 1.0
+        self.base = math.inf
         self._slow = self._overloaded = False
         self._peak = 0
         self._growth = 1
+        self.in_flight = 0
         self._begin_round(now)
 
     @property
@@ -104,13 +110,20 @@ class AdaptiveLimit:
 
     @property
     def load(self) -> float:
-        """The load of the last round."""
-        return self._load
+        """The load of the last round as a multiple of `base`; 1 before the first."""
+        return self._load / self.base if self.base < math.inf else 1.0
 
-    def used(self, in_flight: int) -> None:
-        """So many calls are in flight: the limit grows only where it is used."""
-        if in_flight > self._peak:
-            self._peak = in_flight
+    def entered(self) -> None:
+        """A place is taken."""
+        self.in_flight += 1
+        if self.in_flight > self._peak:
+            self._peak = self.in_flight
+
+    def left(self, started: float) -> None:
+        """A place is free again, that of an attempt which began then."""
+        self.in_flight -= 1
+        if started < self._round_began:
+            self._older -= 1
 
     def expected(self, *, stream: bool) -> float:
         """Seconds until the first content of a stream, or until the end of another answer, as of late; 0 at first."""
@@ -147,6 +160,7 @@ class AdaptiveLimit:
 
     def _begin_round(self, now: float) -> None:
         self._round_began = now
+        self._older = self.in_flight
         self._samples: list[Sample] = []
         self._loads: list[float] = []
         self._overloads = 0
@@ -162,9 +176,9 @@ class AdaptiveLimit:
             return
         if mostly_overloaded:
             if not self._overloaded:
-                self._threshold = self.value / 2
+                self._threshold = value / 2
             self._overloaded = True
-            self._set(now, self.value * self._policy.backoff)
+            self._set(now, min(value, self._peak) * self._policy.backoff)
         else:
             self._overloaded = False
             self._learn(now)
@@ -172,12 +186,15 @@ class AdaptiveLimit:
 
     def _learn(self, now: float) -> None:
         load, doubt = self._weigh()
+        if self.base == math.inf:
+            self.base = median(self._first_loads())
         self.base = base = min(self.base, load * doubt)
         slow = load > self._policy.tolerance * base * doubt
         if slow and self._slow:
             slow = False
         elif slow:
-            self._threshold = self._set(now, _DRAIN * self.value * base / load)
+            stuck = min(self._older, self.value)
+            self._threshold = self._set(now, stuck + _DRAIN * (self.value - stuck) * base / load)
         elif self._is_late() or self._overloads > max(_FEW, 0.1 * len(self._samples)):
             self._threshold = self._set(now, self.value * self._policy.backoff)
         elif self._peak >= _USED * self.value:
@@ -198,6 +215,11 @@ class AdaptiveLimit:
             scale = scales.get(sample.size, latency / load)
             scales[sample.size] = scale + _SCALE_GAIN * (latency / load - scale)
         return load, doubt
+
+    def _first_loads(self) -> list[float]:
+        """The loads of the attempts that began first, when nothing was in flight yet."""
+        in_order = sorted(zip(self._samples, self._loads, strict=True), key=lambda pair: pair[0].started)
+        return [load for _, load in in_order[:_FEWEST]]
 
     def _is_late(self) -> bool:
         shares = [sample.latency / sample.allowed for sample in self._samples if sample.allowed]
