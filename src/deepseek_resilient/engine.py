@@ -17,9 +17,12 @@ from deepseek_resilient import wire
 from deepseek_resilient.config import Policy, Priority
 from deepseek_resilient.core import pipeline
 from deepseek_resilient.core.runtime import Call, EngineStatistics, Runtime
+from deepseek_resilient.core.tokens import estimate
 from deepseek_resilient.description import describe
 from deepseek_resilient.errors import ConfigError
 from deepseek_resilient.events import Listener, Listeners
+from deepseek_resilient.tokenizer import token_counter
+from deepseek_resilient.upstreams import Upstreams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,6 +72,7 @@ class Engine:
             "wall": wall,
             "make_lock": threading.RLock,
             "listeners": Listeners(tuple(listeners)),
+            "count_tokens": estimate if self._policy.rate.tokens_per_minute is None else token_counter(),
             "breaker_listeners": tuple(breaker_listeners),
             "breaker_storage": breaker_storage,
         }
@@ -84,6 +88,18 @@ class Engine:
     def clock(self) -> Callable[[], float]:
         """The monotonic clock all limits refer to."""
         return self._runtime.clock
+
+    @property
+    def upstreams(self) -> Upstreams:
+        """The upstreams of `policy.routing`, to add, drain and remove some while calls are in flight.
+
+        Raises:
+            ConfigError: the policy has none.
+        """
+        router = self._runtime.router
+        if router is None:
+            raise ConfigError("routing.upstreams", (), "at least one Upstream, to change them later")
+        return Upstreams(router, self._runtime.clock)
 
     def call(
         self,

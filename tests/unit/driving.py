@@ -155,7 +155,7 @@ def ask(
     *, stream: bool = False, model: str = "deepseek-flash", path: str = "/chat/completions", **options: Any
 ) -> Request:
     """A chat request."""
-    body = json.dumps({"model": model, "messages": [], "stream": stream}).encode()
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "hi"}], "stream": stream}).encode()
     return Request(**{"method": "POST", "origin": ORIGIN, "path": path, "body": body, **options})
 
 

@@ -10,12 +10,17 @@ import pytest
 import tenacity
 
 from deepseek_resilient.config import (
+    AdmissionPolicy,
     BreakerPolicy,
     BudgetPolicy,
     ConcurrencyPolicy,
     GatePolicy,
+    GuardPolicy,
+    LadderPolicy,
     Policy,
+    RatePolicy,
     RetryPolicy,
+    RoutingPolicy,
     StreamPolicy,
     environment,
 )
@@ -23,7 +28,7 @@ from deepseek_resilient.config import policy as policies
 from deepseek_resilient.description import describe
 from deepseek_resilient.errors import ConfigError
 
-PARTS = [Policy, RetryPolicy, BudgetPolicy, GatePolicy, BreakerPolicy, ConcurrencyPolicy, StreamPolicy]
+PARTS = [Policy, *(kind for _, kind, _ in policies.PARTS)]
 FIELDS = [(part, field) for part in PARTS for field in fields(part)]
 PREFIX = environment.ENV_PREFIX
 
@@ -32,6 +37,12 @@ BAD = {
     "float": [*NO_NUMBER, None, 10**400, -(10**400)],
     "float | None": [*NO_NUMBER, 10**400, 0],
     "int": [*NO_NUMBER, None, 1.0, 1.5],
+    "int | None": [*NO_NUMBER, 1.0, 1.5, 0],
+    "str": [None, 3, "", "urgent", []],
+    "tuple[float, ...]": [None, (), 0.8, [0.8], ("0.8",), (0.8, 0.8), (math.nan,)],
+    "tuple[Upstream, ...]": [None, [], "https://api.deepseek.com", ("https://api.deepseek.com",)],
+    "tuple[Rung, ...]": [None, [], ("refuse",)],
+    "Mapping[str, TenantLimits]": [None, [], {"tenant": 3}],
     "bool": ["true", None, 0, 1, "", []],
     "Literal['refuse', 'wait']": ["", "REFUSE", None, 1, True, []],
     "StopStrategy": [None, 3, "stop_after_attempt(3)", tenacity],
@@ -41,6 +52,11 @@ BAD = {
     "GatePolicy": [None, {}, RetryPolicy(), GatePolicy, 3],
     "BreakerPolicy | None": [{}, RetryPolicy(), BreakerPolicy, False, "off"],
     "ConcurrencyPolicy | None": [{}, RetryPolicy(), ConcurrencyPolicy, False, "off"],
+    "RatePolicy": [None, {}, RetryPolicy(), RatePolicy, 3],
+    "RoutingPolicy": [None, {}, RetryPolicy(), RoutingPolicy, 3],
+    "AdmissionPolicy | None": [{}, RetryPolicy(), AdmissionPolicy, False, "off"],
+    "LadderPolicy": [None, {}, RetryPolicy(), LadderPolicy, 3],
+    "GuardPolicy | None": [{}, RetryPolicy(), GuardPolicy, False, "off"],
     "StreamPolicy": [None, {}, RetryPolicy(), StreamPolicy, 3],
 }
 
@@ -193,8 +209,13 @@ GOOD = {
     "tolerance": ("1.75", 1.75),
     "break_growth": ("1.5", 1.5),
     "minimum": ("7", 7),
+    "ceiling": ("2.5", 2.5),
+    "max_ejection": ("2.5", 2.5),
+    "max_whitespace": ("2048", 2048),
     "float | None": ("0.75", 0.75),
     "int": ("21", 21),
+    "int | None": ("21", 21),
+    "str": ("batch", "batch"),
     "bool": ("false", False),
     "Literal['refuse', 'wait']": ("wait", "wait"),
 }
@@ -217,8 +238,10 @@ def got(policy, part, field):
 
 
 def test_every_known_variable_is_tested_here():
-    """No setting is forgotten: the known names are these and the four special ones."""
-    special = {f"{PREFIX}{name}" for name in ("PRESET", "BREAKER", "CONCURRENCY", "RETRY_ATTEMPTS")}
+    """No setting is forgotten: the known names are these and the special ones."""
+    special = {
+        f"{PREFIX}{name}" for name in ("PRESET", "BREAKER", "CONCURRENCY", "ADMISSION", "GUARD", "RETRY_ATTEMPTS")
+    }
     assert special | {variable for variable, *_ in SETTINGS} == set(environment.known())
     assert len(environment.known()) == len(set(environment.known()))
 

@@ -22,25 +22,29 @@ def limiter(start=0.0, **policy):
 
 
 class Entry:
-    """A line of the model's log. `requests` and `tokens` are costs in seconds of the rate."""
+    """A line of the model's log: what is booked at `at`, as seconds of the two rates."""
 
-    def __init__(self, at, requests, tokens, debt=False):
-        self.at, self.requests, self.tokens, self.debt = at, requests, tokens, debt
-        self.cancelled = False
-        self.first_tokens = tokens
+    def __init__(self, at, requests, tokens):
+        self.at = at
+        self.booked = [requests, tokens]
+        self.estimated = (requests, tokens)
+        self.marks = [None, None]
 
 
-def earliest(log, costs_of, cost, capacity, at):
+def earliest(log, limit, cost, capacity, at):
     """The first instant from `at` on at which no window that ends there holds more than its length + capacity."""
     total = cost
     for entry in reversed(log):
-        total += costs_of(entry)
+        total += entry.booked[limit]
         at = max(at, entry.at + total - capacity)
     return at
 
 
 class RateMachine(RuleBasedStateMachine):
-    """Any calls, beside a log of all grants and debts from which each answer is worked out anew."""
+    """Any calls, beside a log of all that was booked, from which each answer is worked out anew, over all windows.
+
+    `used` has what was really sent, at which instant: the limits have to hold for that, whatever the books say.
+    """
 
     @initialize(
         interval=st.sampled_from([None, 1 / 16, 1 / 4, 1.0, 4.0]),
@@ -49,17 +53,18 @@ class RateMachine(RuleBasedStateMachine):
         start=st.integers(0, 1000),
     )
     def begin(self, interval, per_token, burst, start):
-        self.interval, self.per_token = interval or 0.0, per_token or 0.0
+        self.rates = [interval or 0.0, per_token or 0.0]
         policy = RatePolicy(
             requests_per_minute=interval and 60 / interval, tokens_per_minute=per_token and 60 / per_token, burst=burst
         )
         self.now = start * TICK
         self.limiter = RateLimiter(policy, threading.Lock(), self.now)
-        self.request_capacity = max(burst, interval) if interval else math.inf
-        self.token_capacity = burst if per_token else math.inf
+        self.capacity = [max(burst, interval) if interval else math.inf, burst if per_token else math.inf]
+        self.credited = [0.0, 0.0]
         self.log = []
-        self.made = []
-        self.refused = 0
+        self.used = {}
+        self.open = []
+        self.refused = self.cancelled = 0
 
     @rule(ticks=st.integers(0, 40))
     def pass_time(self, ticks):
@@ -69,77 +74,108 @@ class RateMachine(RuleBasedStateMachine):
     def pass_time_to_the_next_waiting(self):
         self.now = min((e.at for e in self.log if e.at > self.now), default=self.now)
 
-    @rule(tokens=st.integers(0, 64), patience=st.sampled_from([0.0, 0.5, 4.0, math.inf]))
-    def reserve(self, tokens, patience):
-        cost = tokens * self.per_token
-        got = self.limiter.reserve(self.now, tokens, patience)
-        if cost > self.token_capacity:
-            assert TooLarge(tokens, self.token_capacity / self.per_token) == got
+    @rule(tokens=st.integers(0, 64), patience=st.sampled_from([0.0, 0.5, 4.0, math.inf]), late=st.integers(0, 2))
+    def reserve(self, tokens, patience, late):
+        cost = tokens * self.rates[1]
+        got = self.limiter.reserve(self.now - late * TICK * self.has_seen_now(), tokens, patience)
+        if cost > self.capacity[1]:
+            assert TooLarge(tokens, self.capacity[1] / self.rates[1]) == got
             self.refused += 1
             return
         at = max([self.now, *(e.at for e in self.log)])
-        at = earliest(self.log, lambda e: e.requests, self.interval, self.request_capacity, at)
-        at = earliest(self.log, lambda e: e.tokens, cost, self.token_capacity, at)
+        at = earliest(self.log, 0, self.rates[0], self.capacity[0], at)
+        at = earliest(self.log, 1, cost, self.capacity[1], at)
         if at - self.now > patience:
             assert at - self.now == got
             self.refused += 1
             return
         assert (at, at - self.now) == (got.at, got.delay)
-        entry = Entry(at, self.interval, cost)
+        entry = Entry(at, self.rates[0], cost)
         self.log.append(entry)
-        self.made.append((got, entry))
+        self.used[entry] = entry.estimated
+        self.open.append((got, entry))
+        self.mark()
 
-    @precondition(lambda self: self.made)
+    def has_seen_now(self):
+        """A look tells the limiter the time; who comes with an earlier one after that is served as of now."""
+        self.limiter.statistics(self.now)
+        return True
+
+    @precondition(lambda self: self.open)
     @rule(data=st.data(), times=st.integers(1, 2))
     def cancel(self, data, times):
         reservation, entry = self.take(data)
         for _ in range(times):
             self.limiter.cancel(reservation, self.now)
-        self.log.remove(entry)
-        entry.cancelled = True
+        self.cancelled += 1
+        del self.used[entry]
+        if entry.at > self.now:
+            self.log.remove(entry)
+        else:
+            self.credit(entry, 0, entry.estimated[0])
+            self.credit(entry, 1, entry.estimated[1])
+        self.mark()
 
-    @precondition(lambda self: self.made)
+    @precondition(lambda self: any(e.at <= self.now for _, e in self.open))
     @rule(data=st.data(), tokens=st.integers(0, 128), then_cancel=st.booleans())
     def correct(self, data, tokens, then_cancel):
-        reservation, entry = self.take(data)
+        reservation, entry = self.take(data, sent=True)
         self.limiter.correct(reservation, self.now, tokens)
         if then_cancel:
             self.limiter.cancel(reservation, self.now)
             self.limiter.correct(reservation, self.now, 0.0)
-        more = tokens * self.per_token - entry.tokens
+        more = tokens * self.rates[1] - entry.estimated[1]
         if more > 0.0:
             past = sum(e.at <= self.now for e in self.log)
-            self.log.insert(past, Entry(self.now, 0.0, more, debt=True))
+            self.log.insert(past, Entry(self.now, 0.0, more))
         else:
-            entry.tokens += more
+            self.used[entry] = (entry.estimated[0], entry.estimated[1] + more)
+            self.credit(entry, 1, -more)
+        self.mark()
 
-    def take(self, data):
-        """One that has not ended; mostly an old or a young one."""
-        return self.made.pop(data.draw(st.integers(0, len(self.made) - 1)))
+    def take(self, data, *, sent=False):
+        """One that has not ended, and perhaps is sent."""
+        candidates = [pair for pair in self.open if not sent or pair[1].at <= self.now]
+        pair = data.draw(st.sampled_from(candidates))
+        self.open.remove(pair)
+        return pair
+
+    def credit(self, entry, limit, amount):
+        """What is certain not to be passed is no longer booked. That it is not too much, the windows tell."""
+        alone = entry.estimated[limit] - (self.now - entry.at)
+        behind_all = entry.marks[limit] - self.credited[limit] - self.now
+        amount = max(min(amount, max(alone, behind_all)), 0.0)
+        entry.booked[limit] -= amount
+        self.credited[limit] += amount
+
+    def mark(self):
+        """Note up to when each lasts; final when its instant comes."""
+        for limit in (0, 1):
+            end = -math.inf
+            for entry in self.log:
+                end = max(end, entry.at) + entry.booked[limit]
+                if entry.at > self.now or entry.marks[limit] is None:
+                    entry.marks[limit] = end + self.credited[limit]
 
     @invariant()
     def never_over_the_limit_in_any_window(self):
-        grants = [e for e in self.log if not e.debt]
-        for first, entry in enumerate(grants):
-            requests = tokens = 0.0
-            for last in grants[first:]:
-                requests += last.requests
-                tokens += last.tokens
-                assert requests <= self.request_capacity + last.at - entry.at
-                assert tokens <= self.token_capacity + last.at - entry.at
+        grants = sorted((entry.at, used) for entry, used in self.used.items())
+        for first, (begin, _) in enumerate(grants):
+            sums = [0.0, 0.0]
+            for end, used in grants[first:]:
+                for limit in (0, 1):
+                    sums[limit] += used[limit]
+                    assert sums[limit] <= self.capacity[limit] + end - begin
 
     @invariant()
     def statistics_agree(self):
         seen = self.limiter.statistics(self.now)
-        assert sum(e.at > self.now for e in self.log) == seen.waiting
-        assert self.refused == seen.refused
-        assert sum(not e.debt for e in self.log) == seen.granted
-        for rate, costs_of, capacity, left in (
-            (self.interval, lambda e: e.requests, self.request_capacity, seen.requests),
-            (self.per_token, lambda e: e.tokens, self.token_capacity, seen.tokens),
-        ):
-            full = earliest(self.log, costs_of, 0.0, 0.0, self.now)
-            assert left == ((capacity - (full - self.now)) / rate if rate else None)
+        counts = (sum(e.at > self.now for e in self.log), len(self.used), self.refused, self.cancelled)
+        assert counts == (seen.waiting, seen.granted, seen.refused, seen.cancelled)
+        for limit, left in ((0, seen.requests), (1, seen.tokens)):
+            rate = self.rates[limit]
+            full = earliest(self.log, limit, 0.0, 0.0, self.now)
+            assert left == ((self.capacity[limit] - (full - self.now)) / rate if rate else None)
 
 
 TestRate = RateMachine.TestCase
@@ -161,7 +197,7 @@ def test_no_window_is_over_the_limit_at_any_rates_and_with_clocks_read_out_of_or
         got = it.reserve(now, tokens, patience)
         if isinstance(got, Reservation):
             assert 0.0 <= got.delay <= patience
-            sent.append((now + got.delay, tokens))
+            sent.append((got.at, tokens))
     sent.sort()
     for first, last in itertools.combinations_with_replacement(range(len(sent)), 2):
         window = sent[last][0] - sent[first][0] + 1e-9
@@ -264,49 +300,102 @@ def test_without_limits_everything_passes():
     assert RateStatistics(None, None, 0, 500, 0, 500) == it.statistics(1.0)
 
 
-def test_levels_that_no_longer_matter_are_forgotten():
-    """Under a steady full load the books do not grow."""
-    it = limiter(requests_per_minute=6000.0, tokens_per_minute=60e6)
+def test_waiters_that_all_give_up_leave_no_trace():
+    """In whatever order, long after the burst: the next comer finds the bucket as if they had never asked."""
+    for order in (1, -1):
+        it = limiter(requests_per_minute=60.0, tokens_per_minute=600.0, burst=4.0)
+        waiting = [it.reserve(0.0, 10) for _ in range(100)][4:]
+        assert [float(second) for second in range(1, 97)] == [each.delay for each in waiting]
+        for each in waiting[::order]:
+            it.cancel(each, 0.5)
+        assert RateStatistics(0.5, 5.0, 0, 4, 0, 96) == it.statistics(0.5)
+        assert 0.5 == it.reserve(0.5, 10).delay
+
+
+def test_a_burst_that_comes_back_at_once_can_be_had_again():
+    """Cancelled or corrected in whatever order: nothing has been passed yet, so nothing is lost."""
+    for order in (1, -1):
+        it = limiter(requests_per_minute=600.0, tokens_per_minute=6000.0, burst=2.0)
+        for turn, each in enumerate([it.reserve(3.0, 10) for _ in range(20)][::order]):
+            if turn % 2:
+                it.cancel(each, 3.0)
+            else:
+                it.correct(each, 3.0, 4)
+        assert RateStatistics(10.0, 160.0, 0, 10, 0, 10) == it.statistics(3.0)
+
+
+def test_whoever_waited_is_forgotten_when_its_instant_has_come():
+    """The books hold those that wait, and no one else."""
+    it = limiter(requests_per_minute=6000.0)
     for _ in range(20_000):
-        it.reserve(0.0, 500)
-    assert it.statistics(199.0).waiting == 100
-    now = 199.0
-    for _ in range(1000):
-        now += it.reserve(now, 500).delay
-    assert len(it._log) < 400
+        it.reserve(0.0)
+    assert [19_900, 100, 0] == [it.statistics(now).waiting for now in (0.0, 198.0, 199.0)]
+    it.reserve(199.0)
+    assert 0.0 == it.reserve(200.0).delay, "who comes after all others does not wait"
+    assert 0 == len(it._waiting)
+
+
+@pytest.mark.parametrize("now", [0.0, 1e-3, 7.1, 123456.789])
+def test_whole_numbers_do_not_drift(now):
+    """1,000 are 1,000 at whatever time, and with a cost that has no exact binary fraction in seconds."""
+    it = limiter(now, requests_per_minute=60_000.0, tokens_per_minute=180_000.0)
+    granted = [it.reserve(now, 3, 0.0) for _ in range(1001)]
+    assert 1000 == sum(isinstance(got, Reservation) for got in granted)
+    assert (0.0, 0.0) == (it.statistics(now).requests, it.statistics(now).tokens)
+
+
+def test_a_request_that_comes_when_the_next_may_leave_leaves():
+    """A rounding error is no wait: 0.29 * 100 is a little less than 0.28 * 100 + 1. Errors do not add up."""
+    it = limiter(0.28, requests_per_minute=6000.0, burst=0.01)
+    assert [0.0] * 1000 == [it.reserve(0.28 + turn / 100, 0, 0.0).delay for turn in range(1000)]
+    assert 0 == it.statistics(10.27).waiting
+    assert 0.01 == pytest.approx(it.reserve(10.27, 0).delay, abs=1e-9)
+
+
+def test_a_nanosecond_is_a_wait():
+    """What is no rounding error is waited for, and until then refused."""
+    it = limiter(requests_per_minute=6000.0, burst=0.01)
+    it.reserve(0.0)
+    assert 2e-9 == pytest.approx(it.reserve(0.01 - 2e-9, 0, 0.0), rel=1e-3)
+    assert 2e-9 == pytest.approx(it.reserve(0.01 - 2e-9).delay, rel=1e-3)
 
 
 def test_many_threads_get_what_there_is_and_not_one_more():
-    """8 threads, one burst of 1,000: granted exactly 1,000 besides those given back, and each number once."""
-    it = limiter(requests_per_minute=60_000.0, tokens_per_minute=600_000.0)
+    """8 threads on one burst, with cancels and corrections between: the sums are exact."""
+    now = 123456.789
+    it = limiter(now, requests_per_minute=120_000.0, tokens_per_minute=600_000.0)
     start = threading.Barrier(8)
-    granted = [[] for _ in range(8)]
+    used = [[] for _ in range(8)]
 
     def work(mine):
         start.wait()
         for turn in range(1000):
-            got = it.reserve(0.0, 10, 0.0)
-            if isinstance(got, Reservation):
-                if turn % 4:
-                    mine.append(got)
-                else:
-                    it.cancel(got, 0.0)
+            got = it.reserve(now, 10, 0.0)
+            if not isinstance(got, Reservation):
+                continue
+            if turn % 4 == 0:
+                it.cancel(got, now)
+            elif turn % 4 == 1:
+                it.correct(got, now, 7)
+                mine.append(7)
+            else:
+                mine.append(10)
 
     switching = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        threads = [threading.Thread(target=work, args=(mine,)) for mine in granted]
+        threads = [threading.Thread(target=work, args=(mine,)) for mine in used]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     finally:
         sys.setswitchinterval(switching)
-    everyone = [reservation for mine in granted for reservation in mine]
-    assert 1000 == len(everyone) == len({reservation._number for reservation in everyone})
-    seen = it.statistics(0.0)
-    assert (1000, 8000 - seen.refused - 1000) == (seen.granted, seen.cancelled)
-    assert (pytest.approx(0.0, abs=1e-6), pytest.approx(0.0, abs=1e-6)) == (seen.requests, seen.tokens)
+    everyone = [tokens for mine in used for tokens in mine]
+    seen = it.statistics(now)
+    assert (10_000 - sum(everyone), 2000 - len(everyone)) == (seen.tokens, seen.requests)
+    assert 0 <= seen.tokens < 10, "each thread asked until nothing was left"
+    assert (len(everyone), 8000 - len(everyone)) == (seen.granted, seen.refused + seen.cancelled)
 
 
 class CountingLock:

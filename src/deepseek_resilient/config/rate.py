@@ -15,7 +15,8 @@ class RatePolicy:
     With `rate` per second and `capacity = burst * rate` (of requests at least 1), at most `capacity + rate * W` pass in
     any window of W seconds. A request of more tokens than their capacity can never pass and is refused as such: for
     requests of up to n tokens, `burst` must be at least `60 * n / tokens_per_minute`. To stay within a host's limit of
-    N per minute in each of its minutes, ask for `N * 60 / (60 + burst)`.
+    N per minute in each of its minutes, ask for `N * 60 / (60 + burst)`. What an answer took less than estimated comes
+    back when it is known within `burst` seconds.
 
     Attributes:
         requests_per_minute: requests, > 0; None = no limit.

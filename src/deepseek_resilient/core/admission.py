@@ -16,6 +16,8 @@ Shed is by priority, lowest first and critical never, with the probability
 and only while the level is above k. It grows within the level, so that load finds a balance: with a cliff it swings
 between too much and too little (tests/unit/test_admission.py measures both).
 
+While every circuit is open nobody is shed: the circuits refuse, and their probes have to come through.
+
 Nobody is shed for ever: every signal is forgotten when there is no news of it, and a share of open breakers also when
 it only stays as it is, because breakers close by calls that are let through. Without load, level 0 is back after at
 most `max(signal_lifetime, sampling_duration) + half_life * log2(ceiling / (threshold[0] - margin)) + dwell` seconds.
@@ -98,7 +100,7 @@ class LoadMeter:
         self._utilisation = self._delay = self._open = 0.0
         self._utilisation_until = self._delay_until = self._open_until = self._throttled_until = now
 
-    def report_in_flight(self, now: float, in_flight: int, limit: float | None) -> None:
+    def report_in_flight(self, now: float, in_flight: float, limit: float | None) -> None:
         """So many calls are under way, of so many that may be (None: no limit is known)."""
         with self._lock:
             now = self._advance(now)
@@ -127,14 +129,23 @@ class LoadMeter:
                 self._combine(now)
 
     def report_breakers(self, now: float, opened: int, total: int) -> None:
-        """So many circuits are open, of so many. Counts for `signal_lifetime` from when the share last rose."""
+        """So many circuits are open, of so many. Counts for `signal_lifetime` from when the share last rose. When no
+        longer all are open, an outage is over, and what it showed is forgotten."""
         with self._lock:
             now = self._advance(now)
             share = opened / total if total else 0.0
+            if share < self._open >= 1.0:
+                self._load = self._delay = self._utilisation = 0.0
+                self._window = _Window(self._policy.sampling_duration)
             if share > self._open:
                 self._open_until = now + self._policy.signal_lifetime
             self._open = share
             self._combine(now)
+
+    @property
+    def outage(self) -> bool:
+        """Whether every circuit is open."""
+        return self._open >= 1.0
 
     def look(self, now: float) -> tuple[int, float]:
         """Level and load at `now`."""
@@ -224,7 +235,7 @@ class Admission:
     def admit(self, now: float, priority: Priority) -> Shed | None:
         """None: come in. Otherwise why not, with a `retry_after` that is spread so that the shed do not come as one."""
         level, load = self.meter.look(now)
-        if priority >= level or priority is _CRITICAL:
+        if priority >= level or priority is _CRITICAL or self.meter.outage:
             return None
         probability = self.probability(load, priority)
         if self._random.random() >= probability:

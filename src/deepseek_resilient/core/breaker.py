@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from deepseek_resilient.config import BreakerPolicy
 
-OPEN = pybreaker.STATE_OPEN
+CLOSED = pybreaker.STATE_CLOSED
 _SLICES = 10
 
 

@@ -13,11 +13,11 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deepseek_resilient import wire
-from deepseek_resilient.core import tokens as token_counts
 from deepseek_resilient.core.breaker import NO_PERMIT
 from deepseek_resilient.core.effects import Sleep, Wait
 from deepseek_resilient.core.ladder import simplify, steps
 from deepseek_resilient.core.rate import Reservation, TooLarge
+from deepseek_resilient.core.tokens import estimate_request
 from deepseek_resilient.errors import (
     CircuitOpenError,
     OverloadedError,
@@ -249,7 +249,9 @@ def _reserve(runtime: Runtime, call: Call, target: Target, *, patient: bool) -> 
     now = runtime.clock()
     patience = 0.0 if not patient else math.inf if call.deadline is None else max(call.deadline - now, 0.0)
     if call.tokens is None:
-        call.tokens = token_counts.estimate_request(wire.fields_of(call.request.body)) if target.counts_tokens else 0
+        call.tokens = 0
+        if runtime.policy.rate.tokens_per_minute is not None and not call.request.encoded:
+            call.tokens = estimate_request(wire.fields_of(call.request.body), runtime.count_tokens)
     answer = target.rate.reserve(now, call.tokens, patience)
     if isinstance(answer, Reservation):
         return answer

@@ -1,31 +1,35 @@
 """The rate limit of a target: how many requests and tokens may leave per minute, and when the next one may.
 
-GCRA (the generic cell rate algorithm), as virtual scheduling: of each limit the instant `full` is kept at which its
-bucket will be full again. With costs in seconds of the rate, a request may leave at the first instant `at` with
+Two leaky buckets, of requests and of tokens. A bucket is a line on which costs lie one behind the other, in the order
+of asking, and are passed at the limit's rate:
 
-    at >= now,   at >= full + cost - capacity  (for requests, and for tokens),   at >= the instant promised last
+    passed(t) = rate * t + skipped,   end = max(end, passed(at)) + cost
 
-and then `full = max(full, at) + cost`. So in any window of W seconds at most `capacity + rate * W` pass, each request
-leaves at the earliest instant that the limits allow, and in the order of asking: a small one never overtakes.
+A request leaves at the first instant `at` at which, in both buckets, `end + cost - passed(at) <= capacity`, and not
+before one that asked before it. So in any window of W seconds at most `capacity + rate * W` pass, and each request
+leaves as early as that and the order allow.
 
-An instant is a promise: no later event moves it, so a caller just sleeps for `delay`. What changes afterwards counts
-for those that come after, and on the safe side of whichever moment the server counts at:
+An instant is a promise, no later event moves it: a caller just sleeps for `delay`. What changes afterwards counts for
+those that come after:
 
-- a credit (a cancelled reservation, fewer tokens than estimated) counts from the instant of its reservation. A later
-  one that found its bucket emptied of all but `level` could not have been served better by more than `level`, so
-  `credit = min(credit, level)` over all later ones. `_log` keeps their levels: of the past only the lowest so far, seen
-  from its end, as no other can be the minimum;
-- a debt (more tokens than estimated) counts from the moment it is known, and may exceed the limit: it is a fact.
+- a cancelled reservation whose instant is still to come is taken out, as if it had never asked;
+- a credit (one cancelled later than that, or fewer tokens than estimated) is skipped, as far as it is certain not to be
+  passed yet: else a window that began meanwhile could exceed the limit. Certain is what lies before its end, were all
+  that was skipped since before it; and what would be left of it, were it alone. So a correction is worth something
+  within `capacity / rate` (the policy's `burst`) seconds;
+- a debt (more tokens than estimated) is laid down when it is known, and may exceed the limit: it is a fact.
 
-Source: ITU-T I.371, annex A; names after golang.org/x/time/rate, whose `CancelAt` ignores the levels.
+Lines are in requests and tokens, not in seconds: sums of whole numbers do not drift.
+
+Sources: ITU-T I.371, annex A (GCRA, the continuous-state leaky bucket); reservations after golang.org/x/time/rate,
+whose `CancelAt` is the "alone" of above.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from collections import deque
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -33,8 +37,8 @@ if TYPE_CHECKING:
 
     from deepseek_resilient.config.rate import RatePolicy
 
-_KEPT = 32
-_number = attrgetter("_number")
+_INSTANT = 1e-9
+"""Seconds; to wait for less is a rounding error of the clock, and no wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,178 +68,159 @@ class Reservation:
     estimated).
     """
 
-    __slots__ = ("_cost", "_number", "_request_level", "_token_level", "at", "delay")
+    __slots__ = ("_request_end", "_token_end", "_tokens", "at", "delay")
 
-    def __init__(
-        self, delay: float, at: float, number: float, cost: float, request_level: float, token_level: float
-    ) -> None:
+    def __init__(self, delay: float, at: float, tokens: float, request_end: float, token_end: float) -> None:
         self.delay = delay
         self.at = at
-        self._number = number
-        self._cost = cost  # of its tokens, in seconds; below 0 once it has ended
-        self._request_level = request_level  # what it found to be still missing in the bucket, in seconds;
-        self._token_level = token_level  # below 0: for how long the bucket had been full
+        self._tokens = tokens  # below 0 once it has ended
+        self._request_end = request_end
+        self._token_end = token_end
+
+
+class _Bucket:
+    """`end`: of all that lies on the line; `sent`: of that alone whose instant has come."""
+
+    __slots__ = ("capacity", "end", "rate", "sent", "skipped")
+
+    def __init__(self, per_minute: float | None, burst: float, least: float, now: float) -> None:
+        self.rate = (per_minute or 0.0) / 60.0
+        self.capacity = max(self.rate * burst, least) if per_minute else math.inf
+        self.skipped = 0.0
+        self.end = self.sent = self.passed(now)
+
+    def passed(self, at: float) -> float:
+        return self.rate * at + self.skipped
+
+    def credit(self, amount: float, cost: float, at: float, end: float, now: float) -> None:
+        """Skip `amount` of a cost that lies up to `end` since `at`."""
+        unpassed = max(end - self.passed(now), cost - self.rate * (now - at))
+        self.skipped += max(min(amount, unpassed), 0.0)
+
+    def room(self, now: float) -> float | None:
+        return self.capacity - max(self.end - self.passed(now), 0.0) if self.rate else None
 
 
 class RateLimiter:
     """One per target. Thread-safe."""
 
-    __slots__ = (
-        "_cancelled", "_capacity", "_interval", "_lock", "_log", "_log_limit", "_number", "_per_token", "_promised",
-        "_refused", "_request_burst", "_request_full", "_request_slack", "_token_burst", "_token_full",
-    )  # fmt: skip
+    __slots__ = ("_cancelled", "_granted", "_lock", "_now", "_refused", "_requests", "_tokens", "_waiting")
 
     def __init__(self, policy: RatePolicy, lock: AbstractContextManager[object], now: float) -> None:
-        requests, tokens = policy.requests_per_minute, policy.tokens_per_minute
         self._lock = lock
-        self._interval = 60.0 / requests if requests else 0.0
-        self._request_burst = max(policy.burst, self._interval) if requests else math.inf
-        self._request_slack = self._request_burst - self._interval
-        self._request_full = now
-        self._per_token = 60.0 / tokens if tokens else 0.0
-        self._token_burst = policy.burst if tokens else math.inf
-        self._token_full = now
-        self._capacity = policy.burst * tokens / 60.0 if tokens else math.inf
-        self._promised = -math.inf
-        self._log: list[Reservation] = []
-        self._log_limit = _KEPT
-        self._number = self._refused = self._cancelled = 0
+        self._requests = _Bucket(policy.requests_per_minute, policy.burst, 1.0, now)
+        self._tokens = _Bucket(policy.tokens_per_minute, policy.burst, 0.0, now)
+        self._waiting: deque[Reservation] = deque()
+        self._now = now
+        self._granted = self._refused = self._cancelled = 0
 
     def reserve(self, now: float, tokens: float = 0.0, patience: float = math.inf) -> Reservation | float | TooLarge:
         """When a request of `tokens` (>= 0) may leave; or, refused and nothing booked, the seconds after which it could
         (more than `patience`), or that it never can."""
-        if tokens > self._capacity:
-            with self._lock:
-                self._refused += 1
-            return TooLarge(tokens, self._capacity)
-        cost = tokens * self._per_token
+        by_request, by_token = self._requests, self._tokens
         with self._lock:
-            request_full = self._request_full
-            token_full = self._token_full
-            at = now
-            if (start := request_full - self._request_slack) > at:
-                at = start
-            if (start := token_full + cost - self._token_burst) > at:
-                at = start
-            if self._promised > at:
-                at = self._promised
-            if at > now:
-                if at - now > patience:
-                    self._refused += 1
-                    return at - now
-                self._promised = at
-            request_level = request_full - at
-            self._request_full = (request_full if request_level > 0.0 else at) + self._interval
-            token_level = token_full - at
-            self._token_full = (token_full if token_level > 0.0 else at) + cost
-            self._number = number = self._number + 1
-            reservation = Reservation(at - now, at, number, cost, request_level, token_level)
-            log = self._log
-            log.append(reservation)
-            if len(log) > self._log_limit:
-                self._compact(now)
-            return reservation
+            if tokens > by_token.capacity:
+                self._refused += 1
+                return TooLarge(tokens, by_token.capacity)
+            if now > self._now:
+                self._now = now
+            else:
+                now = self._now
+            request_passed = by_request.rate * now + by_request.skipped
+            token_passed = by_token.rate * now + by_token.skipped
+            more_requests = by_request.end + 1.0 - by_request.capacity - request_passed
+            more_tokens = by_token.end + tokens - by_token.capacity - token_passed
+            if self._waiting or more_requests > 0.0 or more_tokens > 0.0:
+                return self._reserve_later(now, tokens, patience, more_requests, more_tokens)
+            if by_request.end > request_passed:
+                request_passed = by_request.end
+            by_request.end = request_passed = request_passed + 1.0
+            if by_token.end > token_passed:
+                token_passed = by_token.end
+            by_token.end = token_passed = token_passed + tokens
+            self._granted += 1
+            return Reservation(0.0, now, tokens, request_passed, token_passed)
 
     def cancel(self, reservation: Reservation, now: float) -> None:
         """It is not sent: those to come get what it had booked. Does nothing to one that has ended."""
         with self._lock:
-            cost = reservation._cost
-            if cost < 0.0:
+            tokens = reservation._tokens
+            if tokens < 0.0:
                 return
-            reservation._cost = -1.0
+            reservation._tokens = -1.0
+            self._granted -= 1
             self._cancelled += 1
-            log = self._log
-            after = bisect_right(log, reservation._number, key=_number)
-            request_credit, token_credit = self._interval, cost
-            if after and log[after - 1] is reservation:
-                after -= 1
-                del log[after]
-                if reservation.at > now:
-                    request_credit += max(-reservation._request_level, 0.0)
-                    token_credit += max(-reservation._token_level, 0.0)
-                    self._promised = log[-1].at if log else -math.inf
-            self._credit(after, request_credit, token_credit)
+            now = self._advance(now)
+            if reservation.at > now:
+                self._waiting.remove(reservation)
+            else:
+                self._requests.credit(1.0, 1.0, reservation.at, reservation._request_end, now)
+                self._tokens.credit(tokens, tokens, reservation.at, reservation._token_end, now)
+            self._lay_waiting()
 
     def correct(self, reservation: Reservation, now: float, tokens: float) -> None:
         """It was sent and had `tokens`: book the difference. Does nothing to one that has ended."""
         with self._lock:
-            cost = reservation._cost
-            if cost < 0.0:
+            estimated = reservation._tokens
+            if estimated < 0.0:
                 return
-            reservation._cost = -1.0
-            more = tokens * self._per_token - cost
-            if more > 0.0:
-                self._debit(now, more)
-            elif more < 0.0:
-                self._credit(bisect_right(self._log, reservation._number, key=_number), 0.0, -more)
+            reservation._tokens = -1.0
+            now = self._advance(max(now, reservation.at))
+            bucket = self._tokens
+            if tokens > estimated:
+                bucket.sent = max(bucket.sent, bucket.passed(now)) + tokens - estimated
+            else:
+                bucket.credit(estimated - tokens, estimated, reservation.at, reservation._token_end, now)
+            self._lay_waiting()
 
     def statistics(self, now: float) -> RateStatistics:
         """How it stands at `now`."""
         with self._lock:
-            requests = tokens = None
-            if self._interval:
-                requests = (self._request_burst - max(self._request_full - now, 0.0)) / self._interval
-            if self._per_token:
-                tokens = (self._token_burst - max(self._token_full - now, 0.0)) / self._per_token
-            waiting = len(self._log) - self._first_after(now)
-            granted = self._number - self._cancelled
-            return RateStatistics(requests, tokens, waiting, granted, self._refused, self._cancelled)
+            now = self._advance(now)
+            room = self._requests.room(now), self._tokens.room(now)
+            return RateStatistics(*room, len(self._waiting), self._granted, self._refused, self._cancelled)
 
-    def _credit(self, after: int, requests: float, tokens: float) -> None:
-        """Take seconds off the buckets, as if those of the log from `after` on had found that much less missing."""
-        for later in self._log[after:]:
-            if requests <= 0.0 >= tokens:
-                return
-            level = later._request_level
-            later._request_level = level - requests
-            requests = min(requests, max(level, 0.0))
-            level = later._token_level
-            later._token_level = level - tokens
-            tokens = min(tokens, max(level, 0.0))
-        self._request_full -= requests
-        self._token_full -= tokens
+    def _reserve_later(
+        self, now: float, tokens: float, patience: float, more_requests: float, more_tokens: float
+    ) -> Reservation | float:
+        """`reserve`, when there is one that waits or must wait: `more_...` have to be passed before it may leave."""
+        self._advance(now)
+        waiting = self._waiting
+        at = waiting[-1].at if waiting else now
+        for more, rate in ((more_requests, self._requests.rate), (more_tokens, self._tokens.rate)):
+            if more > rate * _INSTANT:
+                at = max(at, now + more / rate)
+        delay = at - now
+        if delay > patience:
+            self._refused += 1
+            return delay
+        self._granted += 1
+        reservation = Reservation(delay, at, tokens, 0.0, 0.0)
+        self._lay(reservation)
+        if delay > 0.0:
+            waiting.append(reservation)
+        return reservation
 
-    def _debit(self, now: float, tokens: float) -> None:
-        """Book a debt at `now`: in front of the reservations that wait, whose instants it does not move."""
-        log = self._log
-        first = self._first_after(now)
-        waiting = log[first:]
-        if waiting:
-            level = waiting[0].at + waiting[0]._token_level - now
-            number = waiting[0]._number - 0.5
-        else:
-            level = self._token_full - now
-            number = self._number + 0.5
-        tokens += max(-level, 0.0)
-        log.insert(first, Reservation(0.0, now, number, -1.0, math.inf, level))
-        for later in waiting:
-            level = later._token_level
-            later._token_level = level + tokens
-            tokens = max(tokens + min(level, 0.0), 0.0)
-        self._token_full += tokens
+    def _advance(self, now: float) -> float:
+        """Take those whose instant has come out of the waiting. Returns the time, which never runs back: threads may
+        come with that of a moment ago."""
+        self._now = now = max(now, self._now)
+        by_request, by_token, waiting = self._requests, self._tokens, self._waiting
+        while waiting and waiting[0].at <= now:
+            first = waiting.popleft()
+            by_request.sent, by_token.sent = first._request_end, first._token_end
+        if not waiting:
+            by_request.sent, by_token.sent = by_request.end, by_token.end
+        return now
 
-    def _first_after(self, now: float) -> int:
-        """Where in the log the reservations begin whose instant is still to come."""
-        log = self._log
-        first = len(log)
-        while first and log[first - 1].at > now:
-            first -= 1
-        return first
+    def _lay_waiting(self) -> None:
+        """Lay those that wait anew, as something before them has changed."""
+        self._requests.end, self._tokens.end = self._requests.sent, self._tokens.sent
+        for reservation in self._waiting:
+            self._lay(reservation)
 
-    def _compact(self, now: float) -> None:
-        """Forget the levels of the past that a later one undercuts."""
-        log = self._log
-        first = self._first_after(now)
-        kept = log[first:][::-1]
-        lowest_request = lowest_token = math.inf
-        for past in reversed(log[:first]):
-            request_level = max(past._request_level, 0.0)
-            token_level = max(past._token_level, 0.0)
-            if request_level < lowest_request or token_level < lowest_token:
-                kept.append(past)
-                lowest_request = min(request_level, lowest_request)
-                lowest_token = min(token_level, lowest_token)
-                if not (lowest_request or lowest_token):
-                    break
-        self._log = kept[::-1]
-        self._log_limit = 2 * len(kept) + _KEPT
+    def _lay(self, reservation: Reservation) -> None:
+        at = reservation.at
+        by_request, by_token = self._requests, self._tokens
+        by_request.end = reservation._request_end = max(by_request.end, by_request.passed(at)) + 1.0
+        by_token.end = reservation._token_end = max(by_token.end, by_token.passed(at)) + reservation._tokens

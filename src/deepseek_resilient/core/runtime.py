@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deepseek_resilient.core.admission import Admission, LoadMeter, LoadStatistics
-from deepseek_resilient.core.breaker import OPEN, Breaker, BreakerStatistics, make_circuit
+from deepseek_resilient.core.breaker import CLOSED, Breaker, BreakerStatistics, make_circuit
 from deepseek_resilient.core.budget import BudgetStatistics, RetryBudget
 from deepseek_resilient.core.concurrency import ConcurrencyStatistics, Places
 from deepseek_resilient.core.gate import Gate, GateStatistics
@@ -108,6 +108,7 @@ class Runtime:
         random: Random,
         make_lock: Callable[[], AbstractContextManager[object]],
         listeners: Listeners,
+        count_tokens: Callable[[str], int],
         breaker_listeners: tuple[Any, ...] = (),
         breaker_storage: Callable[[str], pybreaker.CircuitBreakerStorage] | None = None,
     ) -> None:
@@ -116,6 +117,7 @@ class Runtime:
         self.wall = wall
         self.random = random
         self.listeners = listeners
+        self.count_tokens = count_tokens
         self.budget = RetryBudget(policy.budget, make_lock(), clock())
         self.targets = Targets(self._make_target, make_lock())
         self.router: Router | None = None
@@ -193,8 +195,7 @@ class Runtime:
             rate = RateLimiter(policy.rate, self._make_lock(), self.clock())
         admission = self._make_admission(name)
         breaker = self._make_breaker(name, None if admission is None else admission.meter)
-        counts_tokens = policy.rate.tokens_per_minute is not None
-        return Target(name, gate, breaker, ServedModel(), places, rate, admission, counts_tokens)
+        return Target(name, gate, breaker, ServedModel(), places, rate, admission)
 
     def _make_admission(self, name: str) -> Admission | None:
         policy = self.policy.admission
@@ -215,7 +216,7 @@ class Runtime:
 
         def changed(at: float, old: str, new: str, break_for: float) -> None:
             if meter is not None:
-                meter.report_breakers(at, int(new == OPEN), 1)
+                meter.report_breakers(at, int(new != CLOSED), 1)
             self.listeners.emit(CircuitChanged(at, name, old, new, break_for))
 
         return Breaker(policy, self._make_lock(), self.random, circuit, changed)

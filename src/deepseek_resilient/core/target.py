@@ -51,7 +51,6 @@ class Target(NamedTuple):
     places: Places | None = None
     rate: RateLimiter | None = None
     admission: Admission | None = None
-    counts_tokens: bool = False
 
 
 class Targets:
