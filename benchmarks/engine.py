@@ -5,7 +5,7 @@
 
 Each figure is the median over rounds in which the variants take turns, in microseconds of CPU time (user + system) of
 this process. "Engine" rows use an inner transport that answers from memory, so that nothing but our own work differs;
-"client" rows make whole calls of the OpenAI SDK over loopback HTTP to the simulated DeepSeek in a process of its own.
+"traffic control" rows compare engines with and without it; "client" rows make whole calls of the OpenAI SDK over loopback HTTP to the simulated DeepSeek in a process of its own.
 """
 
 from __future__ import annotations
@@ -16,12 +16,22 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 import openai
 
-from deepseek_resilient import AsyncDeepSeek, AsyncResilientTransport, DeepSeek, ResilientTransport
+from deepseek_resilient import (
+    AsyncDeepSeek,
+    AsyncResilientTransport,
+    DeepSeek,
+    Policy,
+    RatePolicy,
+    ResilientTransport,
+    RoutingPolicy,
+    Upstream,
+)
 from deepseek_resilient.lab.process import LabProcess
 
 if TYPE_CHECKING:
@@ -173,6 +183,21 @@ def main() -> None:
         lambda: sync_calls(resilient, STREAM, 10)), "<= 3 more", per=CHUNKS)  # fmt: skip
     row("engine, async, per stream chunk", *take_turns(rounds, lambda: run(async_calls(memory, STREAM, 10)),
         lambda: run(async_calls(aresilient, STREAM, 10))), "<= 3 more", per=CHUNKS)  # fmt: skip
+    plain = Policy(concurrency=None, admission=None, guard=None)
+    rates = RatePolicy(requests_per_minute=1e9, tokens_per_minute=1e12)
+    three = RoutingPolicy(upstreams=tuple(Upstream(URL.removesuffix("/chat/completions"), name=n) for n in "abc"))
+    controlled = {
+        "guard": replace(plain, guard=Policy().guard),
+        "concurrency": replace(plain, concurrency=Policy().concurrency),
+        "concurrency, admission": replace(Policy(), guard=None),
+        "all defaults": Policy(),
+        "all defaults and rates": Policy(rate=rates),
+        "all defaults and three upstreams": Policy(routing=three),
+    }
+    without = ResilientTransport(_Memory(), policy=plain)
+    for name, policy in controlled.items():
+        row(f"traffic control, sync: {name}", *take_turns(rounds, lambda: sync_calls(without, CHAT, 3000),
+            lambda it=ResilientTransport(_Memory(), policy=policy): sync_calls(it, CHAT, 3000)), "<= 20 more")  # type: ignore  # fmt: skip
     with LabProcess(service_time=0.0, slots=1000) as lab:
         options: dict[str, Any] = {"api_key": "none", "base_url": lab.base_url}
         with openai.OpenAI(**options) as bare, DeepSeek(**options) as ours:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Coroutine
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -37,6 +37,7 @@ TENANT_HEADER = b"x-resilient-tenant"
 MAX_CONNECTIONS = 1000
 
 _MAX_RETRIES = MAX_RETRIES_HEADER.encode()
+_CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
 _OURS = (_MAX_RETRIES, PRIORITY_HEADER, TENANT_HEADER)
 _LOOKED_AT = frozenset((b"authorization", b"x-api-key", b"accept-encoding", b"content-encoding", *_OURS))
 
@@ -164,24 +165,34 @@ def _adapt(request: Request, body: bytes, upstream: Upstream | None) -> Request:
     """The same call with another body, at the address of `upstream` and with its key."""
     native: Any = request.native
     library = library_of(native)
-    headers = native.headers.copy()
-    url, account = native.url, request.account
+    url, origin, path, account = native.url, request.origin, request.path, request.account
+    dropped = {b"content-length"} if body is not request.body else set()
+    added: list[tuple[bytes, bytes]] = []
     if upstream is not None:
-        url = library.URL(upstream.base_url.rstrip("/") + wire.endpoint_of(request.path), params=url.params)
-        headers["host"] = url.netloc.decode("ascii")
+        url, host, origin, path = _address(library, upstream.base_url, wire.endpoint_of(path), url.query)
+        dropped.add(b"host")
+        added.append((b"Host", host))
         if upstream.api_key is not None:
-            for name in ("authorization", "x-api-key"):
-                if name in headers:
-                    del headers[name]
-            headers["authorization"] = f"Bearer {upstream.api_key}"
+            dropped |= _CREDENTIALS
+            added.append((b"Authorization", b"Bearer " + upstream.api_key.encode("ascii")))
             account = hash(upstream.api_key)
-    headers.pop("content-length", None)
-    content = body if request.replayable else native.stream
-    sent = library.Request(native.method, url, headers=headers, content=content, extensions=native.extensions)
+    headers = library.Headers([*added, *(pair for pair in native.headers.raw if pair[0].lower() not in dropped)])
+    if body is request.body:  # making a request anew costs more than all that the engine does with it
+        sent = object.__new__(type(native))
+        vars(sent).update(vars(native), url=url, headers=headers)
+    else:
+        sent = library.Request(native.method, url, headers=headers, content=body, extensions=native.extensions)
     return Request(
-        method=request.method, origin=f"{url.scheme}://{url.netloc.decode('ascii')}", path=url.path, body=body,
-        account=account, replayable=request.replayable, native=sent, adapt=_adapt, encoded=request.encoded,
+        method=request.method, origin=origin, path=path, body=body, account=account, replayable=request.replayable,
+        native=sent, adapt=_adapt, encoded=request.encoded,
     )  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _address(library: Library, base_url: str, endpoint: str, query: bytes) -> tuple[Any, bytes, str, str]:
+    """An endpoint of an upstream: URL, Host header, origin and path."""
+    url = library.URL(base_url.rstrip("/") + endpoint, query=query or None)
+    return url, url.netloc, f"{url.scheme}://{url.netloc.decode('ascii')}", url.path
 
 
 def respond(library: Library, response: Response, stream: Callable[[], Any]) -> Any:

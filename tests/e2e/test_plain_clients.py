@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -146,18 +147,23 @@ def test_error_in_the_callers_body(plain: Plain) -> None:
             plain.request("POST", f"{server.base_url}/files", content=broken() if plain.is_async else broken_too())
 
 
+def chat(content: str) -> bytes:
+    """A request that the guard has nothing against."""
+    return json.dumps({"model": "deepseek-flash", "messages": [{"role": "user", "content": content}]}).encode()
+
+
 def test_upload(plain: Plain) -> None:
     """A multipart upload arrives as it was made, larger ones too."""
     data = bytes(range(256)) * 8192
     with recorder() as server:
         plain.client()
         plain.request("POST", f"{server.base_url}/files", files={"file": ("a b.bin", data)}, data={"purpose": "batch"})
-        plain.request("POST", f"{server.base_url}/chat/completions", content=b" " * 3_000_000)
+        plain.request("POST", f"{server.base_url}/chat/completions", content=chat("x" * 3_000_000))
 
     assert data in server.received[0].body
     assert b'filename="a b.bin"' in server.received[0].body
     assert server.received[0].headers["content-length"] == str(len(server.received[0].body))
-    assert len(server.received[1].body) == 3_000_000
+    assert server.received[1].body == chat("x" * 3_000_000)
 
 
 def test_other_requests_are_repeated_where_http_allows(plain: Plain) -> None:
@@ -180,15 +186,15 @@ def test_answers_are_passed_on_byte_for_byte(plain: Plain) -> None:
         server.answer = lambda _: (200, headers, packed)
         http = plain.client()
         url = f"{server.base_url}/a%2Fb%7e/%C3%A4;c=~/chat/completions?q=a%20b&r=%2B+&s"
-        assert b"".join(plain.stream(url, content=b"{}")) == packed
-        response = plain.request("POST", url, content=b"{}", headers={"X-Mine": "1", "cookie": "mine=1"})
+        assert b"".join(plain.stream(url, content=chat("hi"))) == packed
+        response = plain.request("POST", url, content=chat("hi"), headers={"X-Mine": "1", "cookie": "mine=1"})
 
     assert response.json()["choices"]
     assert response.headers["x-big"] == big
     assert (b"X-Odd", "a b\xe9".encode("latin-1")) in [(k, v) for k, v in response.headers.raw]
     assert [came.path for came in server.received] == [url.removeprefix(server.base_url)] * 2
     assert server.last.headers["cookie"].startswith("mine=1")
-    assert server.last.headers["content-length"] == "2"
+    assert server.last.headers["content-length"] == str(len(chat("hi")))
     assert "content-type" not in server.last.headers
     assert http.cookies["a"] == "1"
 

@@ -143,6 +143,11 @@ class LoadMeter:
             self._combine(now)
 
     @property
+    def quiet(self) -> bool:
+        """Whether nothing was reported of late that counts."""
+        return not (self._signal or self._load or self._level or self._utilisation or self._delay)
+
+    @property
     def outage(self) -> bool:
         """Whether every circuit is open."""
         return self._open >= 1.0

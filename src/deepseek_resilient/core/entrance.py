@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deepseek_resilient import wire
 from deepseek_resilient.core.breaker import NO_PERMIT
 from deepseek_resilient.core.effects import Sleep, Wait
 from deepseek_resilient.core.ladder import simplify, steps
@@ -132,9 +131,10 @@ def _shed(runtime: Runtime, call: Call, target: Target, admission: Admission) ->
     now = runtime.clock()
     if target.places is not None:
         in_flight, limit, delay = target.places.pressure()
-        admission.meter.report_in_flight(now, in_flight, limit)
-        left = math.inf if call.deadline is None else max(call.deadline - now, 0.001)
-        admission.meter.report_queue_delay(now, delay / left)
+        if limit is not None or delay or not admission.meter.quiet:
+            admission.meter.report_in_flight(now, in_flight, limit)
+            left = math.inf if call.deadline is None else max(call.deadline - now, 0.001)
+            admission.meter.report_queue_delay(now, delay / left)
     shed = admission.admit(now, call.priority)
     if shed is None:
         return None
@@ -153,7 +153,7 @@ def _simplify(runtime: Runtime, call: Call, target: Target, admission: Admission
     ladder = runtime.policy.ladder
     if not steps(ladder, level, call.priority) or call.request.encoded or not call.request.replayable:
         return None
-    simpler = simplify(call.info.dialect, wire.fields_of(call.request.body), level, call.priority, ladder)
+    simpler = simplify(call.info.dialect, call.read(), level, call.priority, ladder)
     call.simplified = () if simpler is None else simpler.changed
     if simpler is None:
         return None
@@ -251,7 +251,7 @@ def _reserve(runtime: Runtime, call: Call, target: Target, *, patient: bool) -> 
     if call.tokens is None:
         call.tokens = 0
         if runtime.policy.rate.tokens_per_minute is not None and not call.request.encoded:
-            call.tokens = estimate_request(wire.fields_of(call.request.body), runtime.count_tokens)
+            call.tokens = estimate_request(call.read(), runtime.count_tokens)
     answer = target.rate.reserve(now, call.tokens, patience)
     if isinstance(answer, Reservation):
         return answer

@@ -64,11 +64,10 @@ async def run(runtime: Runtime, call: Call) -> Outcome:
 
 
 def _inspect(runtime: Runtime, call: Call) -> RejectedError | None:
-    guard, fields = runtime.policy.guard, call.fields
-    call.fields = None
+    guard = runtime.policy.guard
     if guard is None or call.request.encoded or not call.request.replayable:
         return None
-    refused = inspect(guard, call.info.dialect, call.request.body, fields, call.tenant)
+    refused = inspect(guard, call.info.dialect, call.request.body, call.fields, call.tenant)
     if refused is None:
         return None
     return InvalidRequestError(refused.message, step="guard", http_status=refused.status, param=refused.param)
@@ -82,6 +81,7 @@ async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
             entry = await enter(runtime, call)
             if isinstance(entry, RejectedError):
                 return _finish(call, _refuse(runtime, call, entry) if outcome is None else outcome)
+            call.fields = None
             attempt = Attempt(runtime, call, entry)
             paid = False
             try:

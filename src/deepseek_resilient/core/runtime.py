@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from deepseek_resilient import wire
 from deepseek_resilient.core.admission import Admission, LoadMeter, LoadStatistics
 from deepseek_resilient.core.breaker import CLOSED, Breaker, BreakerStatistics, make_circuit
 from deepseek_resilient.core.budget import BudgetStatistics, RetryBudget
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
     from random import Random
-    from typing import Any
 
     import pybreaker
 
@@ -64,6 +64,12 @@ class Call:
         self.target = ""
         self.told = False
         self.verdicts: list[str] = []
+
+    def read(self) -> dict[str, Any]:
+        """The fields of the request; they are kept until it is sent."""
+        if not isinstance(self.fields, dict):
+            self.fields = wire.fields_of(self.request.body)
+        return self.fields
 
     def outlives(self, instant: float) -> bool:
         """Whether the call's deadline lies after `instant`."""
