@@ -1,6 +1,6 @@
 """How good are the unit tests? Break the core on purpose, one small change at a time, and see whether they notice.
 
-    python benchmarks/mutation.py                      all four modules
+    python benchmarks/mutation.py                      all of them
     python benchmarks/mutation.py breaker --limit 60   some mutants of one module
     python benchmarks/mutation.py --jobs 2 --minutes 8
 
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCE = REPOSITORY / "src"
-TESTS = {name: [f"tests/unit/test_{name}.py"] for name in ("breaker", "budget", "gate", "retry")}
+TESTS = {
+    name: [f"tests/unit/test_{name}.py"]
+    for name in ("admission", "breaker", "budget", "gate", "limit", "rate", "retry")
+}
 HURRY = ["--hypothesis-profile=hurry"]  # the first failure is enough: do not shrink it
 PATIENCE = 120.0
 
@@ -188,6 +191,10 @@ def run(mutants: list[Mutant], jobs: int, seconds: float) -> int:
                     print(f"SURVIVED {mutant.module}.py:{mutant.line}: {mutant.change}", flush=True)
             return found
 
+        for module in {mutant.module for mutant in mutants}:
+            original = SOURCE / "deepseek_resilient" / "core" / f"{module}.py"
+            if is_killed(Mutant(module, 0, "none", original.read_text()), places[0]):
+                raise SystemExit(f"the tests of {module}.py fail already without a change")
         with ThreadPoolExecutor(jobs) as pool:
             results = [result for found in pool.map(work, range(jobs)) for result in found]
     for module in TESTS:

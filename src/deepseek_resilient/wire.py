@@ -107,6 +107,14 @@ def fields_of(body: bytes) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
+def mark(body: bytes, **said: object) -> bytes:
+    """The JSON object with what is `said` about it under the name `resilient`; what is no object stays as it is."""
+    fields = _json(body)
+    if not isinstance(fields, dict):
+        return body
+    return json.dumps({**fields, "resilient": said}, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+
 def endpoint_of(path: str) -> str:
     """The end of an inference path that belongs to the API and not to a base URL; FIM keeps its `/beta`."""
     path = path.rstrip("/")

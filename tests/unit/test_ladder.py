@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 from deepseek_resilient.config.quality import (
     CheaperModel,
     LadderPolicy,
-    LocalModel,
     LowerEffort,
     Priority,
     Refuse,
     Rung,
     ShorterAnswer,
-    StaleAnswer,
     ThinkingOff,
 )
 from deepseek_resilient.core.ladder import Simplified, describe, simplify, steps
@@ -146,8 +144,6 @@ def test_a_step_changes_its_field(dialect, fields, step, expected, word):
          ShorterAnswer(500, 500)),
         (MESSAGES, {"model": FLASH, "max_tokens": 9000, "thinking": {"type": "enabled", "budget_tokens": 2000}},
          ShorterAnswer(500, 2000)),
-        (CHAT, {"model": PRO}, StaleAnswer()),
-        (CHAT, {"model": PRO}, LocalModel()),
         (CHAT, {"model": PRO}, Refuse()),
         (OTHER, {"model": PRO}, CHEAPER),
     ],
@@ -177,7 +173,7 @@ names = st.sampled_from([
 ])  # fmt: skip
 todos = st.lists(
     st.sampled_from([CHEAPER, LowerEffort(), LowerEffort("high"), ThinkingOff(), ShorterAnswer(500, 900),
-                     ShorterAnswer(500), StaleAnswer(), Refuse()]), max_size=4)  # fmt: skip
+                     ShorterAnswer(500), Refuse()]), max_size=4)  # fmt: skip
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
@@ -242,14 +238,14 @@ def test_steps_are_those_of_the_level_and_all_below():
     """A rung applies from its level on, to its priorities, in the ladder's order."""
     policy = LadderPolicy(
         rungs=(
-            Rung(level=2, priorities=[BATCH], step=StaleAnswer()),
+            Rung(level=2, priorities=[BATCH], step=ThinkingOff()),
             Rung(level=1, priorities={BATCH, STANDARD}, step=LowerEffort()),
             Rung(level=3, priorities={BATCH}, step=Refuse()),
         )
     )
     assert (LowerEffort(),) == steps(policy, 1, BATCH)
-    assert (StaleAnswer(), LowerEffort()) == steps(policy, 2, BATCH)
-    assert (StaleAnswer(), LowerEffort(), Refuse()) == steps(policy, 7, BATCH)
+    assert (ThinkingOff(), LowerEffort()) == steps(policy, 2, BATCH)
+    assert (ThinkingOff(), LowerEffort(), Refuse()) == steps(policy, 7, BATCH)
     assert (LowerEffort(),) == steps(policy, 7, STANDARD)
     assert () == steps(policy, 7, CRITICAL)
 
@@ -261,12 +257,12 @@ def test_the_ladder_can_be_read():
         "level 3: standard: model deepseek-v4-pro -> deepseek-flash"
     ) == describe(LadderPolicy())
     assert "nothing is simplified at any level" == describe(LadderPolicy(rungs=()))
-    whole = ladder(ThinkingOff(), ShorterAnswer(500), ShorterAnswer(5, 9), StaleAnswer(), LocalModel(), Refuse())
+    whole = ladder(ThinkingOff(), ShorterAnswer(500), ShorterAnswer(5, 9), Refuse())
     who = "level 1: critical, interactive, standard, batch: "
     assert [
         who + "thinking off", who + "max_tokens at most 500 (untouched while thinking)",
         who + "max_tokens at most 5 (9 while thinking)",
-        who + "a stale answer", who + "the local model", who + "refused",
+        who + "refused",
     ] == describe(whole).splitlines()  # fmt: skip
 
 

@@ -236,9 +236,10 @@ def test_a_small_request_does_not_overtake_a_large_one():
     it = limiter(requests_per_minute=60.0, tokens_per_minute=60.0, burst=8.0)
     it.reserve(0.0, 6)
     first = it.reserve(0.0, 8)
-    assert 6.0 == it.reserve(0.0, 0).delay
+    assert [7.0, 8.0] == [it.reserve(0.0, 1).delay, it.reserve(0.0, 1).delay]
     it.cancel(first, 0.0)
-    assert 6.0 == it.reserve(0.0, 0).delay, "its promise to the second stands, and the third stays behind it"
+    assert 8.0 == it.reserve(0.0, 0).delay, "what was promised to those two stands, and the next stays behind both"
+    assert 0.5 == it.reserve(7.5, 0).delay, "also when the first of them has left"
 
 
 def test_a_waiter_that_gives_up_makes_room_for_the_next():
@@ -342,6 +343,27 @@ def test_whole_numbers_do_not_drift(now):
     granted = [it.reserve(now, 3, 0.0) for _ in range(1001)]
     assert 1000 == sum(isinstance(got, Reservation) for got in granted)
     assert (0.0, 0.0) == (it.statistics(now).requests, it.statistics(now).tokens)
+
+
+def test_what_was_sent_counts_as_sent_however_early_the_timer_rang():
+    """A correction may come a moment before the promised instant; it is not lost, and no one gets more by it."""
+    for tokens, left in ((1, 7.0), (12, -4.0)):
+        it = limiter(tokens_per_minute=60.0, burst=8.0)
+        it.reserve(0.0, 8)
+        it.correct(it.reserve(0.0, 8), 7.875, tokens)
+        assert RateStatistics(None, left, 0, 2, 0, 0) == it.statistics(8.0)
+
+
+def test_time_does_not_run_back():
+    """A thread that comes with the time of a moment ago, is served as of the latest that any brought."""
+    it = limiter(requests_per_minute=60.0)
+    assert [0.0, 0.0, 1.0] == [it.reserve(5.0).delay, it.reserve(6.0).delay, it.reserve(5.5).delay]
+    it = limiter(tokens_per_minute=60.0, burst=8.0)
+    sent = [it.reserve(5.0, 3), it.reserve(9.0, 0)]
+    it.correct(sent[0], 5.0, 0)
+    assert 8.0 == it.statistics(5.0).tokens, "at 9 all had been passed"
+    assert 0.0 == it.reserve(5.0, 8).delay
+    assert 9.0 == it.reserve(0.0, 0).at
 
 
 def test_a_request_that_comes_when_the_next_may_leave_leaves():

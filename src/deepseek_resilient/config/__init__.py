@@ -15,13 +15,11 @@ from deepseek_resilient.config.quality import (
     AdmissionPolicy,
     CheaperModel,
     LadderPolicy,
-    LocalModel,
     LowerEffort,
     Priority,
     Refuse,
     Rung,
     ShorterAnswer,
-    StaleAnswer,
     ThinkingOff,
 )
 from deepseek_resilient.config.rate import RatePolicy
@@ -39,7 +37,7 @@ from deepseek_resilient.config.traffic import ConcurrencyPolicy
 
 __all__ = [
     "AdmissionPolicy", "BreakerPolicy", "BudgetPolicy", "CheaperModel", "ConcurrencyPolicy", "GatePolicy",
-    "GuardPolicy", "LadderPolicy", "LocalModel", "LowerEffort", "Policy", "Priority", "RatePolicy", "Refuse",
-    "RetryPolicy", "RoutingPolicy", "Rung", "ShorterAnswer", "StaleAnswer", "StopStrategy", "StreamPolicy",
+    "GuardPolicy", "LadderPolicy", "LowerEffort", "Policy", "Priority", "RatePolicy", "Refuse",
+    "RetryPolicy", "RoutingPolicy", "Rung", "ShorterAnswer", "StopStrategy", "StreamPolicy",
     "TenantLimits", "ThinkingOff", "Upstream", "WaitStrategy",
 ]  # fmt: skip

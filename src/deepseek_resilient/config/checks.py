@@ -11,8 +11,9 @@ _HUGE = sys.float_info.max
 
 
 def number(
-    owner: object, name: str, low: float, high: float = math.inf, *, optional: bool = False, above: bool = False
-) -> None:
+    owner: object, name: str, low: float, high: float = math.inf, *, optional: bool = False, above: bool = False,
+    unit: str = "seconds",
+) -> None:  # fmt: skip
     value = getattr(owner, name)
     if value is None and optional:
         return
@@ -21,13 +22,17 @@ def number(
         allowed = f"a number {'above' if above else 'of at least'} {low:g}"
         if high != math.inf:
             allowed += f" and at most {high:g}"
-        raise ConfigError(label(owner, name), value, allowed + (" (seconds), or None" if optional else ""))
+        raise ConfigError(label(owner, name), value, allowed + (f" ({unit}), or None" if optional else ""))
 
 
-def whole(owner: object, name: str, low: int) -> None:
+def whole(owner: object, name: str, low: int, *, optional: bool = False) -> None:
     value = getattr(owner, name)
+    if value is None and optional:
+        return
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ConfigError(label(owner, name), value, f"a whole number of at least {low}")
+        raise ConfigError(
+            label(owner, name), value, f"a whole number of at least {low}" + (", or None" if optional else "")
+        )
 
 
 def label(owner: object, name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from deepseek_resilient.config.checks import label
+from deepseek_resilient.config.checks import label, whole
 from deepseek_resilient.errors import ConfigError
 
 
@@ -31,8 +31,8 @@ class TenantLimits:
             if not good or not all(isinstance(model, str) for model in models):
                 raise ConfigError(label(self, "models"), models, "a collection of model names, or None")
             object.__setattr__(self, "models", frozenset(models))
-        _limit(self, "max_prompt_tokens", 1)
-        _limit(self, "max_output_tokens", 1)
+        whole(self, "max_prompt_tokens", 1, optional=True)
+        whole(self, "max_output_tokens", 1, optional=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,17 +64,11 @@ class GuardPolicy:
 
     def __post_init__(self) -> None:
         for name in ("max_body_bytes", "max_nesting", "max_messages", "max_prompt_tokens", "max_output_tokens"):
-            _limit(self, name, 1)
-        _limit(self, "max_whitespace", 1024)
+            whole(self, name, 1, optional=True)
+        whole(self, "max_whitespace", 1024, optional=True)
         tenants = self.tenants
         if not isinstance(tenants, Mapping) or not all(
             isinstance(name, str) and name and isinstance(limits, TenantLimits) for name, limits in tenants.items()
         ):
             raise ConfigError(label(self, "tenants"), tenants, "a mapping of names to TenantLimits")
         object.__setattr__(self, "tenants", dict(tenants))
-
-
-def _limit(owner: object, name: str, low: int) -> None:
-    value = getattr(owner, name)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
-        raise ConfigError(label(owner, name), value, f"a whole number of at least {low}, or None")

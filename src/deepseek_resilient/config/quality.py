@@ -157,30 +157,14 @@ class ShorterAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class StaleAnswer:
-    """An answer from the cache that is past its time, if there is one."""
-
-    def __str__(self) -> str:
-        return "a stale answer"
-
-
-@dataclass(frozen=True, slots=True)
-class LocalModel:
-    """The local model, if there is one."""
-
-    def __str__(self) -> str:
-        return "the local model"
-
-
-@dataclass(frozen=True, slots=True)
 class Refuse:
-    """A clear refusal."""
+    """A clear refusal, whatever admission says. Stale answers and a local model will be steps before it."""
 
     def __str__(self) -> str:
         return "refused"
 
 
-Step = CheaperModel | LowerEffort | ThinkingOff | ShorterAnswer | StaleAnswer | LocalModel | Refuse
+Step = CheaperModel | LowerEffort | ThinkingOff | ShorterAnswer | Refuse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

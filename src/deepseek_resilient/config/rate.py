@@ -26,9 +26,9 @@ class RatePolicy:
 
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
-    burst: float = 1.0
+    burst: float = 10.0
 
     def __post_init__(self) -> None:
-        number(self, "requests_per_minute", 0, above=True, optional=True)
-        number(self, "tokens_per_minute", 0, above=True, optional=True)
+        number(self, "requests_per_minute", 0, above=True, optional=True, unit="per minute")
+        number(self, "tokens_per_minute", 0, above=True, optional=True, unit="per minute")
         number(self, "burst", 0, above=True)

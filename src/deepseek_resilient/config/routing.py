@@ -152,10 +152,8 @@ class RoutingPolicy:
         number(self, "decay", 0, above=True)
         whole(self, "choices", 2)
         number(self, "warm_up", 0)
-        if self.eject_failures is not None:
-            whole(self, "eject_failures", 1)
-        if self.eject_share is not None:
-            number(self, "eject_share", 0, 1, above=True)
+        whole(self, "eject_failures", 1, optional=True)
+        number(self, "eject_share", 0, 1, above=True, optional=True, unit="a share")
         number(self, "ejection", 0, above=True)
         number(self, "max_ejection", self.ejection)
         number(self, "max_ejected", 0, 1)

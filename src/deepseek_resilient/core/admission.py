@@ -237,6 +237,11 @@ class Admission:
         self.meter = meter
         self._random = random
 
+    @property
+    def dwell(self) -> float:
+        """The shortest time for which a level holds, seconds."""
+        return self._policy.dwell
+
     def admit(self, now: float, priority: Priority) -> Shed | None:
         """None: come in. Otherwise why not, with a `retry_after` that is spread so that the shed do not come as one."""
         level, load = self.meter.look(now)

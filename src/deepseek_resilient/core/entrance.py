@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from deepseek_resilient.config.quality import Refuse
 from deepseek_resilient.core.breaker import NO_PERMIT
 from deepseek_resilient.core.effects import Sleep, Wait
 from deepseek_resilient.core.ladder import simplify, steps
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 _HEADROOM = 1.5
 """A call leaves the queue when less than this many times the usual time of an answer is left of its deadline."""
+
+
+_REFUSE = Refuse()
 
 
 class Entry(NamedTuple):
@@ -104,13 +108,18 @@ def _nobody(runtime: Runtime, router: Router) -> RejectedError:
 async def _enter_at(runtime: Runtime, call: Call, pick: Pick | None, *, patient: bool) -> Entry | RejectedError:
     target = _target_of(runtime, call, pick, call.info.model)
     call.target = target.name
+    call.simplified = ()
     fields = None
     if target.admission is not None:
         if call.attempts == 0 and (shed := _shed(runtime, call, target, target.admission)) is not None:
             return shed
-        fields = _simplify(runtime, call, target, target.admission)
-        if fields is not None:
+        level, load = target.admission.meter.look(runtime.clock())
+        taken = steps(runtime.policy.ladder, level, call.priority)
+        if _REFUSE in taken:
+            return _shed_error(call, target, load, target.admission.dwell)
+        if taken and (fields := _simplify(runtime, call, target, level)) is not None:
             target = _target_of(runtime, call, pick, str(fields.get("model")))
+            call.target = target.name
     request, upstream = call.request, None if pick is None else pick.upstream
     if fields is not None or upstream is not None:
         request = request.adapted(fields, upstream)
@@ -136,28 +145,27 @@ def _shed(runtime: Runtime, call: Call, target: Target, admission: Admission) ->
             left = math.inf if call.deadline is None else max(call.deadline - now, 0.001)
             admission.meter.report_queue_delay(now, delay / left)
     shed = admission.admit(now, call.priority)
-    if shed is None:
-        return None
+    return None if shed is None else _shed_error(call, target, shed.load, shed.retry_after)
+
+
+def _shed_error(call: Call, target: Target, load: float, retry_after: float) -> ShedError:
     return ShedError(
-        f"{target.name} is at {shed.load:.0%} of what it can take, and {call.priority.label} calls are shed there; "
-        f"nothing was sent. Try again in {shed.retry_after:.2f} s, or call with a higher priority.",
+        f"{target.name} is at {load:.0%} of what it can take, and {call.priority.label} calls are shed there; "
+        f"nothing was sent. Try again in {retry_after:.2f} s, or call with a higher priority.",
         step="admission",
-        retry_after=shed.retry_after,
+        retry_after=retry_after,
     )
 
 
-def _simplify(runtime: Runtime, call: Call, target: Target, admission: Admission) -> dict[str, Any] | None:
+def _simplify(runtime: Runtime, call: Call, target: Target, level: int) -> dict[str, Any] | None:
     """What is asked instead of the call's own fields, as the ladder has it; None for the call as it is."""
-    now = runtime.clock()
-    level, _ = admission.meter.look(now)
-    ladder = runtime.policy.ladder
-    if not steps(ladder, level, call.priority) or call.request.encoded or not call.request.replayable:
+    if call.request.encoded or not call.request.replayable:
         return None
-    simpler = simplify(call.info.dialect, call.read(), level, call.priority, ladder)
-    call.simplified = () if simpler is None else simpler.changed
+    simpler = simplify(call.info.dialect, call.read(), level, call.priority, runtime.policy.ladder)
     if simpler is None:
         return None
-    runtime.listeners.emit(CallSimplified(now, call.number, target.name, level, simpler.changed))
+    call.simplified = simpler.changed
+    runtime.listeners.emit(CallSimplified(runtime.clock(), call.number, target.name, level, simpler.changed))
     return simpler.fields
 
 

@@ -39,6 +39,8 @@ from deepseek_resilient.events import CallEnded, CallRefused, CallStarted, Retry
 if TYPE_CHECKING:
     from deepseek_resilient.core.runtime import Call, Runtime
 
+_OF_THE_BODY = (b"content-encoding", b"content-length", b"transfer-encoding")
+
 Outcome = Response | Failure | None
 
 
@@ -144,7 +146,11 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
     if verdict.retryable and reply.status < 300 and verdict.reason != wire.OVERLOAD_FINISH:
         reason = "a 200 without an answer" if verdict.reason == "blank_200" else f"a 200 with {verdict.reason}"
         return response_of(OverloadedError(f"{call.target} sent {reason}", step="retry"))
-    return Response(reply.status, reply.headers, body, reply.extensions)
+    headers = reply.headers
+    if call.simplified and verdict.kind is judge.VerdictKind.OK and decoder.readable:
+        body = wire.mark(readable, simplified=call.simplified)
+        headers = [pair for pair in headers if pair[0].lower() not in _OF_THE_BODY]
+    return Response(reply.status, headers, body, reply.extensions)
 
 
 async def _pass_through(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:

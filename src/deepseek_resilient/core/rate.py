@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from contextlib import AbstractContextManager
 
     from deepseek_resilient.config.rate import RatePolicy
@@ -184,19 +185,21 @@ class RateLimiter:
         self, now: float, tokens: float, patience: float, more_requests: float, more_tokens: float
     ) -> Reservation | float:
         """`reserve`, when there is one that waits or must wait: `more_...` have to be passed before it may leave."""
-        self._advance(now)
         waiting = self._waiting
-        at = waiting[-1].at if waiting else now
+        at = now
+        if waiting and waiting[-1].at > at:
+            at = waiting[-1].at
         for more, rate in ((more_requests, self._requests.rate), (more_tokens, self._tokens.rate)):
-            if more > rate * _INSTANT:
-                at = max(at, now + more / rate)
+            if more > rate * _INSTANT and now + more / rate > at:
+                at = now + more / rate
         delay = at - now
         if delay > patience:
             self._refused += 1
             return delay
         self._granted += 1
+        self._advance(now)
         reservation = Reservation(delay, at, tokens, 0.0, 0.0)
-        self._lay(reservation)
+        self._lay((reservation,))
         if delay > 0.0:
             waiting.append(reservation)
         return reservation
@@ -216,11 +219,18 @@ class RateLimiter:
     def _lay_waiting(self) -> None:
         """Lay those that wait anew, as something before them has changed."""
         self._requests.end, self._tokens.end = self._requests.sent, self._tokens.sent
-        for reservation in self._waiting:
-            self._lay(reservation)
+        self._lay(self._waiting)
 
-    def _lay(self, reservation: Reservation) -> None:
-        at = reservation.at
+    def _lay(self, reservations: Iterable[Reservation]) -> None:
+        """Put them on both lines, behind what lies there."""
         by_request, by_token = self._requests, self._tokens
-        by_request.end = reservation._request_end = max(by_request.end, by_request.passed(at)) + 1.0
-        by_token.end = reservation._token_end = max(by_token.end, by_token.passed(at)) + reservation._tokens
+        request_end, token_end = by_request.end, by_token.end
+        for reservation in reservations:
+            at = reservation.at
+            if (passed := by_request.rate * at + by_request.skipped) > request_end:
+                request_end = passed
+            if (passed := by_token.rate * at + by_token.skipped) > token_end:
+                token_end = passed
+            reservation._request_end = request_end = request_end + 1.0
+            reservation._token_end = token_end = token_end + reservation._tokens
+        by_request.end, by_token.end = request_end, token_end
