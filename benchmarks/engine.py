@@ -5,7 +5,8 @@
 
 Each figure is the median over rounds in which the variants take turns, in microseconds of CPU time (user + system) of
 this process. "Engine" rows use an inner transport that answers from memory, so that nothing but our own work differs;
-"traffic control" rows compare engines with and without it; "client" rows make whole calls of the OpenAI SDK over loopback HTTP to the simulated DeepSeek in a process of its own.
+"traffic control" rows compare engines with and without it; "client" rows make whole calls of the OpenAI SDK over
+loopback HTTP to the simulated DeepSeek in a process of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -196,8 +198,9 @@ def main() -> None:
     }
     without = ResilientTransport(_Memory(), policy=plain)
     for name, policy in controlled.items():
-        row(f"traffic control, sync: {name}", *take_turns(rounds, lambda: sync_calls(without, CHAT, 3000),
-            lambda it=ResilientTransport(_Memory(), policy=policy): sync_calls(it, CHAT, 3000)), "<= 20 more")  # type: ignore  # fmt: skip
+        controlling = ResilientTransport(_Memory(), policy=policy)
+        figures = take_turns(rounds, *(partial(sync_calls, it, CHAT, 3000) for it in (without, controlling)))
+        row(f"traffic control: {name}", *figures, "<= 20 more")
     with LabProcess(service_time=0.0, slots=1000) as lab:
         options: dict[str, Any] = {"api_key": "none", "base_url": lab.base_url}
         with openai.OpenAI(**options) as bare, DeepSeek(**options) as ours:

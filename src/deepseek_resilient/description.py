@@ -5,28 +5,77 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deepseek_resilient.config import BreakerPolicy, ConcurrencyPolicy, Policy
+    from deepseek_resilient.config import (
+        AdmissionPolicy,
+        BreakerPolicy,
+        ConcurrencyPolicy,
+        GuardPolicy,
+        Policy,
+        RatePolicy,
+        RoutingPolicy,
+    )
 
 
 def describe(policy: Policy) -> str:
     """One line per step, in the order a call passes them, with the numbers in force."""
     retry, budget, gate, stream = policy.retry, policy.budget, policy.gate, policy.stream
     steps = [
+        ("guard", _guard(policy.guard)),
         ("deadline", f"{_seconds(policy.deadline)} for the whole call (timeout= goes before it)"),
         ("retry", f"stop: {_strategy(retry.stop)}; wait: {_strategy(retry.wait)}; Retry-After up to "
                   f"{_seconds(retry.max_retry_after)} goes before it"),
         ("budget", f"retries are at most {budget.ratio:.0%} of calls + {budget.per_second:g}/s, "
                    f"{budget.reserve:g} saved up"),
+        ("route", _route(policy.routing)),
+        ("admission", _admission(policy.admission, policy.priority)),
+        ("ladder", "; ".join(map(str, policy.ladder.rungs)) or "nothing is ever simplified"),
         ("gate", f"closed by Retry-After for all calls; released over {gate.spread:.0%} of that time "
                  f"(at least {_seconds(gate.min_spread)}); {_seconds(gate.rest)} of rest after a 402"),
         ("breaker", _breaker(policy.breaker)),
+        ("rate", _rate(policy.rate)),
         ("places", _places(policy.concurrency)),
         ("send", f"connect {_seconds(policy.connect_timeout)}; attempt {_seconds(policy.attempt_timeout)}"),
         ("stream", f"first content within {_seconds(stream.first_content)}; silence at most "
                    f"{_seconds(stream.silence)}; ends by finish_reason{' and [DONE]' if stream.require_done else ''}"),
         ("verdict", "ok, caller_fault, throttled, overloaded, fault, timeout, truncated"),
     ]  # fmt: skip
-    return "\n".join(f"{number}. {name:<9} {text}" for number, (name, text) in enumerate(steps, 1))
+    return "\n".join(f"{f'{number}.':<4}{name:<9} {text}" for number, (name, text) in enumerate(steps, 1))
+
+
+def _guard(policy: GuardPolicy | None) -> str:
+    if policy is None:
+        return "off"
+    tenants = f"; limits of their own for {len(policy.tenants)} tenants" if policy.tenants else ""
+    return (
+        f"refused here is what the server would refuse: no JSON, wrong fields, more than "
+        f"{policy.max_body_bytes} bytes, {policy.max_prompt_tokens} tokens or {policy.max_nesting} levels{tenants}"
+    )
+
+
+def _route(policy: RoutingPolicy) -> str:
+    if not policy.upstreams:
+        return "one address, that of the client"
+    names = ", ".join(f"{upstream.name} (weight {upstream.weight:g})" for upstream in policy.upstreams)
+    return f"{names}: least loaded by weight and latency; ejected for {_seconds(policy.ejection)} and longer"
+
+
+def _admission(policy: AdmissionPolicy | None, priority: str) -> str:
+    if policy is None:
+        return "nobody is shed"
+    classes = zip(policy.thresholds, ("batch", "standard", "interactive"), strict=False)
+    shed = ", ".join(f"{name} from a load of {load:g}" for load, name in classes)
+    return f"shed, gradually: {shed}; critical never; a call is {priority} unless it says otherwise"
+
+
+def _rate(policy: RatePolicy) -> str:
+    limits = [
+        f"{limit:g} {what} per minute"
+        for limit, what in ((policy.requests_per_minute, "requests"), (policy.tokens_per_minute, "tokens"))
+        if limit is not None
+    ]
+    if not limits:
+        return "no limit per minute"
+    return f"{' and '.join(limits)}, {_seconds(policy.burst)}' worth at once"
 
 
 def _breaker(policy: BreakerPolicy | None) -> str:

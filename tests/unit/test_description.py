@@ -6,9 +6,24 @@ import pytest
 import tenacity
 
 from deepseek_resilient.backoff import wait_full_jitter
-from deepseek_resilient.config import BreakerPolicy, Policy, RetryPolicy, StreamPolicy
+from deepseek_resilient.config import (
+    BreakerPolicy,
+    GuardPolicy,
+    LadderPolicy,
+    Policy,
+    RatePolicy,
+    RetryPolicy,
+    RoutingPolicy,
+    StreamPolicy,
+    TenantLimits,
+    Upstream,
+)
 from deepseek_resilient.description import describe
 from deepseek_resilient.engine import Engine
+
+TWO = Policy(
+    routing=RoutingPolicy(upstreams=(Upstream("https://a", name="east", weight=2), Upstream("https://b", name="west")))
+)
 
 
 def line(name, policy):
@@ -20,7 +35,10 @@ def line(name, policy):
 def test_one_numbered_line_per_step():
     """In the order a call passes them."""
     names = [line.split()[:2] for line in describe(Policy()).splitlines()]
-    steps = ["deadline", "retry", "budget", "gate", "breaker", "places", "send", "stream", "verdict"]
+    steps = [
+        "guard", "deadline", "retry", "budget", "route", "admission", "ladder", "gate", "breaker", "rate", "places",
+        "send", "stream", "verdict",
+    ]  # fmt: skip
     assert [[f"{number}.", name] for number, name in enumerate(steps, 1)] == names
     assert describe(Policy.batch()) == Engine(Policy.batch()).describe()
 
@@ -42,6 +60,19 @@ def test_one_numbered_line_per_step():
         ),
         ("breaker", Policy(breaker=BreakerPolicy(when_open="wait")), "when open: wait"),
         ("breaker", Policy(breaker=None), "off"),
+        ("guard", Policy(), "more than 67108864 bytes, 1048576 tokens or 500 levels"),
+        ("guard", Policy(guard=GuardPolicy(tenants={"a": TenantLimits()})), "limits of their own for 1 tenants"),
+        ("guard", Policy(guard=None), "off"),
+        ("route", Policy(), "one address"),
+        ("route", TWO, "east (weight 2), west (weight 1): least loaded by weight and latency; ejected for 2 s"),
+        ("admission", Policy(), "batch from a load of 0.8, standard from a load of 1, interactive from a load of 2;"),
+        ("admission", Policy(priority="critical"), "a call is critical unless it says otherwise"),
+        ("admission", Policy(admission=None), "nobody is shed"),
+        ("ladder", Policy(), "level 3: interactive, standard: reasoning effort at most low; level 3: standard: model"),
+        ("ladder", Policy(ladder=LadderPolicy(rungs=())), "nothing is ever simplified"),
+        ("rate", Policy(), "no limit per minute"),
+        ("rate", Policy(rate=RatePolicy(requests_per_minute=60)), "60 requests per minute, 10 s' worth at once"),
+        ("rate", Policy(rate=RatePolicy(requests_per_minute=60, tokens_per_minute=9000)), "and 9000 tokens per minute"),
         ("places", Policy(), "20 calls in flight at first, 1 to 2000 as latency and 429s teach; 1000 may wait"),
         ("places", Policy(concurrency=None), "no limit of calls in flight"),
         ("send", Policy(attempt_timeout=9), "connect 5 s; attempt 9 s"),

@@ -18,7 +18,7 @@ TICK = 1 / 16  # every time and cost in the machine is a multiple of a power of 
 
 
 def limiter(start=0.0, **policy):
-    return RateLimiter(RatePolicy(**policy), threading.Lock(), start)
+    return RateLimiter(RatePolicy(**{"burst": 1.0} | policy), threading.Lock(), start)
 
 
 class Entry:
@@ -439,7 +439,7 @@ class CountingLock:
 def test_every_method_takes_the_lock_once():
     """None works without it, and none holds it longer than its own call."""
     lock = CountingLock()
-    it = RateLimiter(RatePolicy(requests_per_minute=60.0, tokens_per_minute=60.0), lock, 0.0)
+    it = RateLimiter(RatePolicy(requests_per_minute=60.0, tokens_per_minute=60.0, burst=1.0), lock, 0.0)
     first = it.reserve(0.0, 1)
     second = it.reserve(0.0, 1)
     it.reserve(0.0, 1, 0.0)

@@ -76,7 +76,8 @@ class Policy:
         for name, kind, optional in PARTS:
             value = getattr(self, name)
             if not isinstance(value, kind) and not (optional and value is None):
-                allowed = f"a {kind.__name__}" + (", or None to turn it off" if optional else "")
+                article = "an" if kind.__name__[0] in "AEIOU" else "a"
+                allowed = f"{article} {kind.__name__}" + (", or None to turn it off" if optional else "")
                 raise ConfigError(label(self, name), value, allowed)
 
     @classmethod
