@@ -284,6 +284,21 @@ def pauses(policy: Policy, seed: int) -> Figures:
     return {"wrongly": wrongly / len(storm.calls), "noticed": lasted}
 
 
+def crowd(policy: Policy, seed: int, *, times: float = 1.5, distribution: str = "fixed") -> Figures:
+    """60 requests/s come for 24 s to a queue that is 1.1 s deep, above it 503; deadline 1 s."""
+    settings = {"slots": 4, "service_time": 0.1, "queue_limit": 44, "distribution": distribution}
+    storm = _steady(policy, seed, [], settings=settings, load=40.0 * times, timeout=1.0)
+    good = sum(call.good and call.ended is not None and 2.0 <= call.ended < END for call in storm.calls)
+    return {
+        "goodput": good / (40.0 * (END - 2.0)), "attempts": _attempts(storm.calls), "p99": _took(storm.calls),
+    }  # fmt: skip
+
+
+def crowd_3(policy: Policy, seed: int) -> Figures:
+    """As `1.5 x` with 120 requests/s, and answers that take 0.1 s in the mean (exponential)."""
+    return crowd(policy, seed, times=3.0, distribution="exponential")
+
+
 def hang(policy: Policy, seed: int) -> Figures:
     """The server hangs for 8 s; the policy's own `attempt_timeout`; callers with a deadline of 10 s."""
     storm = _steady(policy, seed, [("hang", BEGIN, OVER - BEGIN, 1.0)], timeout=10.0)
@@ -326,6 +341,8 @@ WORLDS: dict[str, Callable[[Policy, int], Figures]] = {
     "hang, own limit": hang,
     "2 % hang": hang_some,
     "slow answers": slow_answers,
+    "1.5 x": crowd,
+    "3 x, slow": crowd_3,
 }
 
 
@@ -395,6 +412,11 @@ ROUGH: list[Column] = [
 ]  # fmt: skip
 
 
+CROWD: list[Column] = [
+    ("1.5 x", "goodput"), ("1.5 x", "p99"), ("3 x, slow", "goodput"), ("3 x, slow", "p99"), ("slow answers", "answered"),
+]  # fmt: skip
+
+
 def studies() -> dict[str, Study]:
     """Every measured default, by its setting's name."""
     base = Policy()
@@ -453,6 +475,14 @@ def studies() -> dict[str, Study]:
         "breaker.when_open": _part("breaker", "when_open", ["refuse", "wait"], [
             ("patient", "answered"), ("patient", "attempts"), ("patient", "p99"), ("patient, 1 s", "answered"),
             ("patient, 1 s", "attempts")]),
+        "traffic control": Study("all", {
+            "all": base, "no concurrency limit": replace(base, concurrency=None),
+            "no admission": replace(base, admission=None),
+            "none": replace(base, concurrency=None, admission=None)}, [*CROWD, *BOTH, *ROUGH]),
+        "concurrency.initial": _part("concurrency", "initial", [5, 10, 20, 50, 100], CROWD),
+        "concurrency.tolerance": _part("concurrency", "tolerance", [1.25, 1.5, 2.0, 3.0, 5.0], CROWD),
+        "concurrency.backoff": _part("concurrency", "backoff", [0.3, 0.5, 0.7, 0.9], [*CROWD, *ROUGH[:3]]),
+        "concurrency.queue": _part("concurrency", "queue", [0, 10, 100, 1000], [*CROWD, ("spike", "answered")]),
         "stream.first_content": _part("stream", "first_content", [5.0, 10.0, 20.0, 30.0, 60.0, 120.0, None], [
             ("first content", "answered"), ("first content", "attempts"), ("first content", "p95"),
             ("first content", "p99")]),

@@ -37,7 +37,7 @@ mine = Policy(
         wait=tenacity.wait_fixed(0.2) + wait_full_jitter(initial=0.5, maximum=10),
     )
 )
-print(Engine(mine).describe().splitlines()[1])
+print(Engine(mine).describe().splitlines()[2])
 
 # what DeepSeek() without a policy does: the environment, here given as a mapping
 print(Policy.from_env({"DEEPSEEK_RESILIENT_PRESET": "agent", "DEEPSEEK_RESILIENT_STREAM_SILENCE": "15"}).stream)
