@@ -413,7 +413,8 @@ ROUGH: list[Column] = [
 
 
 CROWD: list[Column] = [
-    ("1.5 x", "goodput"), ("1.5 x", "p99"), ("3 x, slow", "goodput"), ("3 x, slow", "p99"), ("slow answers", "answered"),
+    ("1.5 x", "goodput"), ("1.5 x", "p99"), ("3 x, slow", "goodput"), ("3 x, slow", "p99"),
+    ("slow answers", "answered"),
 ]  # fmt: skip
 
 

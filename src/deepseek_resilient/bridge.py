@@ -38,6 +38,7 @@ MAX_CONNECTIONS = 1000
 
 _MAX_RETRIES = MAX_RETRIES_HEADER.encode()
 _CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
+_OF_THE_HOST = frozenset((b"cookie", b"api-key", b"openai-organization", b"openai-project", b"proxy-authorization"))
 _OURS = (_MAX_RETRIES, PRIORITY_HEADER, TENANT_HEADER)
 _LOOKED_AT = frozenset((b"authorization", b"x-api-key", b"accept-encoding", b"content-encoding", *_OURS))
 
@@ -125,7 +126,7 @@ def prepare(library: Library, request: Any) -> tuple[Request, dict[str, Any]]:
     if limits is not None:
         timeouts = {"timeout": limits.get("read"), "connect_timeout": limits.get("connect")}
     if not found.keys().isdisjoint(_OURS):
-        timeouts |= _told(found)
+        timeouts |= _told(headers.raw)
         request.headers = headers = headers.copy()
         for name in _OURS:
             headers.pop(name.decode(), None)
@@ -142,39 +143,53 @@ def prepare(library: Library, request: Any) -> tuple[Request, dict[str, Any]]:
         replayable=replayable,
         native=request,
         adapt=_adapt,
-        encoded=b"content-encoding" in found,
+        encoded=found.get(b"content-encoding", b"").strip().lower() not in (b"", b"identity"),
     )
     return core_request, timeouts
 
 
-def _told(found: dict[bytes, bytes]) -> dict[str, Any]:
-    """What a request's headers say to us."""
+def _told(headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
+    """What a request's headers say to us, each of them once."""
+    said = [(name.lower(), value.decode("latin-1").strip()) for name, value in headers if name.lower() in _OURS]
+    found = dict(said)
+    if len(found) < len(said):
+        raise ConfigError("headers", ", ".join(name.decode() for name, _ in said), "each of ours at most once")
     told: dict[str, Any] = {}
     if (wished := found.get(_MAX_RETRIES)) is not None:
-        if not wished.isdigit():
-            raise ConfigError(MAX_RETRIES_HEADER, wished.decode("latin-1"), "a whole number of at least 0")
+        if not (wished.isascii() and wished.isdigit()):
+            raise ConfigError(MAX_RETRIES_HEADER, wished, "a whole number of at least 0")
         told["max_retries"] = int(wished)
     if (priority := found.get(PRIORITY_HEADER)) is not None:
-        told["priority"] = Priority.parse(priority.decode("latin-1"), PRIORITY_HEADER.decode())
+        told["priority"] = Priority.parse(priority, PRIORITY_HEADER.decode())
     if (tenant := found.get(TENANT_HEADER)) is not None:
-        told["tenant"] = tenant.decode("latin-1")
+        told["tenant"] = tenant
     return told
 
 
 def _adapt(request: Request, body: bytes, upstream: Upstream | None) -> Request:
-    """The same call with another body, at the address of `upstream` and with its key."""
+    """The same call with another body, at the address of `upstream` and with its key.
+
+    What belongs to the caller's own host (cookies, the query, other credentials) goes to no other.
+    """
     native: Any = request.native
     library = library_of(native)
     url, origin, path, account = native.url, request.origin, request.path, request.account
     dropped = {b"content-length"} if body is not request.body else set()
     added: list[tuple[bytes, bytes]] = []
     if upstream is not None:
-        url, host, origin, path = _address(library, upstream.base_url, wire.endpoint_of(path), url.query)
+        query = url.query
+        url, origin, path = _address(library, upstream.base_url, path)
+        if origin != request.origin:
+            dropped |= _OF_THE_HOST
+        elif query:
+            url = url.copy_with(query=query)
         dropped.add(b"host")
-        added.append((b"Host", host))
+        added.append((b"Host", url.netloc))
         if upstream.api_key is not None:
+            key = upstream.api_key.encode("ascii")
+            named = any(name.lower() == b"x-api-key" for name, _ in native.headers.raw)
             dropped |= _CREDENTIALS
-            added.append((b"Authorization", b"Bearer " + upstream.api_key.encode("ascii")))
+            added.append((b"x-api-key", key) if named else (b"Authorization", b"Bearer " + key))
             account = hash(upstream.api_key)
     headers = library.Headers([*added, *(pair for pair in native.headers.raw if pair[0].lower() not in dropped)])
     if body is request.body:  # making a request anew costs more than all that the engine does with it
@@ -189,10 +204,10 @@ def _adapt(request: Request, body: bytes, upstream: Upstream | None) -> Request:
 
 
 @lru_cache(maxsize=256)
-def _address(library: Library, base_url: str, endpoint: str, query: bytes) -> tuple[Any, bytes, str, str]:
-    """An endpoint of an upstream: URL, Host header, origin and path."""
-    url = library.URL(base_url.rstrip("/") + endpoint, query=query or None)
-    return url, url.netloc, f"{url.scheme}://{url.netloc.decode('ascii')}", url.path
+def _address(library: Library, base_url: str, path: str) -> tuple[Any, str, str]:
+    """Of an upstream: URL, origin and path."""
+    url = library.URL(wire.address_of(base_url, path))
+    return url, f"{url.scheme}://{url.netloc.decode('ascii')}", url.path
 
 
 def respond(library: Library, response: Response, stream: Callable[[], Any]) -> Any:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from deepseek_resilient.core.effects import CallCoroutine
     from deepseek_resilient.core.messages import Request
+    from deepseek_resilient.core.routing import Router
 
 
 def _fresh_random() -> Random:
@@ -96,10 +97,8 @@ class Engine:
         Raises:
             ConfigError: the policy has none.
         """
-        router = self._runtime.router
-        if router is None:
-            raise ConfigError("routing.upstreams", (), "at least one Upstream, to change them later")
-        return Upstreams(router, self._runtime.clock)
+        self._router()
+        return Upstreams(self._router, self._runtime.clock)
 
     def call(
         self,
@@ -125,7 +124,10 @@ class Engine:
         now = runtime.clock()
         limit = self._policy.connect_timeout
         seconds = self._policy.deadline if timeout == "policy" else timeout
-        info, fields = wire.identify(request.method, request.path, request.body)
+        guard = self._policy.guard
+        longest = None if guard is None else guard.max_body_bytes
+        readable = longest is None or len(request.body) <= longest
+        info, fields = wire.identify(request.method, request.path, request.body if readable else b"")
         return pipeline.run(
             runtime,
             Call(
@@ -149,6 +151,12 @@ class Engine:
     def describe(self) -> str:
         """The path of a call with this policy's numbers, for people."""
         return describe(self._policy)
+
+    def _router(self) -> Router:
+        router = self._runtime.router
+        if router is None:
+            raise ConfigError("routing.upstreams", (), "at least one Upstream, to change them later")
+        return router
 
     def _start_clean(self) -> None:
         self._runtime = Runtime(self._policy, random=_fresh_random(), **self._options)

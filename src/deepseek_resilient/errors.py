@@ -4,7 +4,11 @@
     ├── ConfigError                  a setting is wrong: which, its value, what is allowed (also a ValueError)
     ├── RejectedError                refused by one of our steps; `step`, `retry_after` in seconds or None
     │   ├── CircuitOpenError         the circuit of the target is open
-    │   ├── RateLimitedError         the target asked to be left alone for longer than the call can wait
+    │   ├── RateLimitedError         the target asked to be left alone, its rate is used up, or no place is free, for
+    │   │   │                        longer than the call can wait
+    │   │   └── TooManyTokensError   ... and waiting does not help: the call alone is more than the rate allows
+    │   ├── ShedError                the load is too high for calls of this priority
+    │   ├── InvalidRequestError      the guard: the server would refuse this request; `param`
     │   └── OverloadedError          the server gave no usable answer and the attempts are used up
     ├── DeadlineExceededError        a time limit of the call passed
     └── StreamInterruptedError       a stream ended before its end; `partial` is the text that came

@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 class Upstreams:
     """The upstreams of one engine. Thread-safe. A forked child begins with those of its policy."""
 
-    def __init__(self, router: Router, clock: Callable[[], float]) -> None:
-        self._router = router
+    def __init__(self, router: Callable[[], Router], clock: Callable[[], float]) -> None:
+        self._get_router = router
         self._clock = clock
+
+    @property
+    def _router(self) -> Router:
+        return self._get_router()
 
     def add(self, upstream: Upstream) -> bool:
         """Take one in: it warms up to its weight. One of that name is replaced, its calls go on. False: it is there."""

@@ -112,25 +112,42 @@ def mark(body: bytes, **said: object) -> bytes:
     fields = _json(body)
     if not isinstance(fields, dict):
         return body
-    return json.dumps({**fields, "resilient": said}, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    return encode({**fields, "resilient": said}) or body
 
 
-def endpoint_of(path: str) -> str:
-    """The end of an inference path that belongs to the API and not to a base URL; FIM keeps its `/beta`."""
-    path = path.rstrip("/")
-    for suffix, _ in _INFERENCE_PATHS:
-        if path.endswith(suffix):
-            return f"/beta{suffix}" if path.endswith(f"/beta{suffix}") else suffix
-    return path
+def encode(fields: dict[str, Any]) -> bytes | None:
+    """As JSON in ASCII; None for what JSON cannot say (a number too large for a float, say)."""
+    try:
+        return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode("ascii")
+    except ValueError:
+        return None
+
+
+def address_of(base_url: str, path: str) -> str:
+    """Where an inference call to `path` goes at a server whose API begins at `base_url`.
+
+    DeepSeek has the Messages dialect under `/anthropic` and its beta features under `/beta` of the bare host.
+    """
+    base, path = base_url.rstrip("/"), path.rstrip("/")
+    suffix = next((suffix for suffix, _ in _INFERENCE_PATHS if path.endswith(suffix)), path)
+    if path.endswith(f"/beta{suffix}"):
+        return f"{base.removesuffix('/v1').removesuffix('/beta')}/beta{suffix}"
+    if path.endswith(f"/anthropic/v1{suffix}"):
+        return f"{base}/v1{suffix}" if base.endswith("/anthropic") else f"{base}/anthropic/v1{suffix}"
+    return base + suffix
 
 
 _TOTAL_TOKENS = re.compile(rb'"total_tokens"\s*:\s*(\d{1,12})')
+_PART_TOKENS = re.compile(rb'"(input|output)_tokens"\s*:\s*(\d{1,12})')
 
 
 def total_tokens(data: bytes) -> int | None:
     """The tokens, prompt and answer, that the end of an answer or of a stream says were used; None if it does not."""
-    found = _TOTAL_TOKENS.findall(data[-2048:])
-    return int(found[-1]) if found else None
+    data = data[-2048:]
+    if found := _TOTAL_TOKENS.findall(data):
+        return int(found[-1])
+    parts = {name: int(count) for name, count in _PART_TOKENS.findall(data)}
+    return sum(parts.values()) if len(parts) > 1 else None
 
 
 class Meaning(NamedTuple):

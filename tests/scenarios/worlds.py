@@ -14,26 +14,34 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import httpx2
+
 from deepseek_resilient import Engine, Policy
+from deepseek_resilient.bridge import prepare
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
 from deepseek_resilient.drivers.aio import AioCall
 from deepseek_resilient.drivers.scheduler import VirtualScheduler
-from deepseek_resilient.drivers.simulator import Inbox, SimulatedCall
+from deepseek_resilient.drivers.simulator import Inbox, SimulatedCall, VirtualSender
 from deepseek_resilient.drivers.threads import ThreadCall
 from deepseek_resilient.lab.deepseek import EPOCH, LabSettings, SimulatedDeepSeek
 from deepseek_resilient.lab.faults import Fault, Window
-from deepseek_resilient.lab.virtual import VirtualDeepSeek, virtual_request
+from deepseek_resilient.lab.virtual import HEADERS, VirtualDeepSeek, virtual_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from deepseek_resilient.core.effects import Read, Send
+    from deepseek_resilient.core.messages import Request
     from deepseek_resilient.events import Event
 
 
 @dataclass(frozen=True)
 class Caller:
-    """One call of a scenario: when it starts, whether it streams, its timeout, and when its caller goes away."""
+    """One call of a scenario: when it starts, whether it streams, its timeout, and when its caller goes away.
+
+    With `headers` it is a request of httpx2, and the headers say what they say to the transports. `text` is sent as the
+    body as it is.
+    """
 
     at: float = 0.0
     stream: bool = False
@@ -43,17 +51,35 @@ class Caller:
     fields: dict[str, Any] = field(default_factory=dict)
     path: str = "/chat/completions"
     method: str = "POST"
+    headers: dict[str, str] = field(default_factory=dict)
+    text: str | None = None
 
     def body(self) -> bytes:
+        if self.text is not None:
+            return self.text.encode()
         if self.method != "POST":
             return b""
         asked = {"model": "deepseek-flash", "messages": [{"role": "user", "content": "hello"}], "stream": self.stream}
         return json.dumps(asked | self.fields).encode()
 
+    def request(self) -> tuple[Request, dict[str, Any]]:
+        """The request, and what its headers say to the engine."""
+        if not self.headers:
+            return virtual_request(self.body(), path=self.path, method=self.method), {}
+        url = f"https://virtual{self.path}"
+        native = httpx2.Request(self.method, url, content=self.body(), headers=HEADERS | self.headers)
+        request, told = prepare(httpx2, native)
+        request.account = 1  # that of the callers without headers
+        return request, told
+
 
 @dataclass(frozen=True)
 class Scenario:
-    """What happens at the server, who calls, and by what policy."""
+    """What happens at the server, who calls, and by what policy.
+
+    `servers` names the servers, when there are several, and the faults that each meets from a time on, for so long;
+    `next` and `windows` are the first one's. `changes` are made to the engine while it is at work.
+    """
 
     callers: tuple[Caller, ...] = (Caller(),)
     next: tuple[str, ...] = ()
@@ -61,6 +87,8 @@ class Scenario:
     policy: Policy = field(default_factory=Policy)
     settings: dict[str, Any] = field(default_factory=dict)
     seed: int = 7
+    servers: dict[str, tuple[tuple[str, float, float], ...]] = field(default_factory=dict)
+    changes: tuple[tuple[float, Callable[[Engine], object]], ...] = ()
 
 
 @dataclass
@@ -87,11 +115,16 @@ class Seen:
 
 @dataclass
 class Run:
-    """A finished scenario: events in order, what each caller got, what the server counted."""
+    """A finished scenario: events in order, what each caller got, what the (first) server counted, and each one.
+
+    `asked` are the bodies that the servers got, in order.
+    """
 
     trace: list[str]
     seen: list[Seen]
     served: dict[str, Any]
+    servers: dict[str, dict[str, Any]]
+    asked: list[dict[str, Any]]
     engine: Engine
 
 
@@ -101,17 +134,32 @@ class _Failed(Exception):
         self.failure = failure
 
 
+class Servers:
+    """The simulated servers of a world, by the hosts they are reached at."""
+
+    def __init__(self, models: dict[str, SimulatedDeepSeek]) -> None:
+        self._servers = {name: VirtualDeepSeek(model) for name, model in models.items()}
+
+    def open(self, request: Request, inbox: Inbox) -> Callable[[], None]:
+        return self._servers[request.origin.partition("://")[2]].open(request, inbox)
+
+
 class _World:
     def __init__(self, scenario: Scenario, scheduler: Any) -> None:
         settings = LabSettings().changed(scenario.settings)
         self.scenario = scenario
         self.scheduler = scheduler
-        self.model = SimulatedDeepSeek(scheduler, settings, seed=scenario.seed)
-        self.model.set_script(
-            next=[Fault.parse(text) for text in scenario.next],
-            windows=[Window(Fault.parse(text), start, lasts) for text, start, lasts in scenario.windows],
-        )
-        self.server = VirtualDeepSeek(self.model)
+        self.models: dict[str, SimulatedDeepSeek] = {}
+        faults = scenario.next
+        for name, windows in (scenario.servers or {"virtual": scenario.windows}).items():
+            self.models[name] = model = SimulatedDeepSeek(scheduler, settings, seed=scenario.seed)
+            model.set_script(
+                next=[Fault.parse(text) for text in faults],
+                windows=[Window(Fault.parse(text), start, lasts) for text, start, lasts in windows],
+            )
+            faults = ()
+        self._servers = Servers(self.models)
+        self.asked: list[dict[str, Any]] = []
         self.trace: list[str] = []
         self.engine = Engine(
             scenario.policy,
@@ -121,18 +169,28 @@ class _World:
             random=Random(scenario.seed),
         )
         self.seen = [Seen() for _ in scenario.callers]
+        for at, change in scenario.changes:
+            scheduler.call_at(at, change, self.engine)
+
+    def open(self, request: Request, inbox: Inbox) -> Callable[[], None]:
+        if request.method == "POST":
+            self.asked.append(json.loads(request.body))
+        return self._servers.open(request, inbox)
 
     def _note(self, event: Event) -> None:
         self.trace.append(f"{event.at:.4f} {event}")
 
     def coroutine(self, caller: Caller) -> Any:
-        request = virtual_request(caller.body(), path=caller.path, method=caller.method)
-        return self.engine.call(request, timeout=caller.timeout, max_retries=caller.max_retries)
+        request, told = caller.request()
+        return self.engine.call(request, timeout=caller.timeout, **{"max_retries": caller.max_retries} | told)
 
     def result(self) -> Run:
-        counts = self.model.statistics()
-        served = {name: counts[name] for name in ("attempts", "answered", "in_flight", "wasted", "statuses", "faults")}
-        return Run(self.trace, self.seen, served, self.engine)
+        names = ("attempts", "answered", "in_flight", "wasted", "statuses", "faults")
+        servers = {}
+        for server, model in self.models.items():
+            counts = model.statistics()
+            servers[server] = {name: counts[name] for name in names}
+        return Run(self.trace, self.seen, next(iter(servers.values())), servers, self.asked, self.engine)
 
 
 def run_simulated(scenario: Scenario) -> Run:
@@ -149,7 +207,7 @@ def run_simulated(scenario: Scenario) -> Run:
                 seen.fail(call.outcome)
             seen.gone = isinstance(call.outcome, BaseException)
 
-        call = SimulatedCall(world.coroutine(caller), world.server, scheduler, ended)
+        call = SimulatedCall(world.coroutine(caller), world, scheduler, ended)
         if caller.cancel_at is not None:
             scheduler.call_at(caller.cancel_at, lambda: call.cancel(asyncio.CancelledError()))
         call.start()
@@ -186,7 +244,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class _AioSender:
-    def __init__(self, server: VirtualDeepSeek) -> None:
+    def __init__(self, server: VirtualSender) -> None:
         self.server = server
 
     async def send(self, effect: Send) -> Any:
@@ -217,7 +275,7 @@ def run_asyncio(scenario: Scenario) -> Run:
 
     async def one(caller: Caller, seen: Seen) -> None:
         await asyncio.sleep(caller.at)
-        call = AioCall(world.coroutine(caller), _AioSender(world.server), clock=loop.time, raise_as=_Failed)
+        call = AioCall(world.coroutine(caller), _AioSender(world), clock=loop.time, raise_as=_Failed)
         try:
             response = await call.start()
             seen.take(response)
@@ -312,7 +370,7 @@ class _Baton:
 
 
 class _ThreadSender:
-    def __init__(self, server: VirtualDeepSeek, baton: _Baton) -> None:
+    def __init__(self, server: VirtualSender, baton: _Baton) -> None:
         self.server = server
         self.baton = baton
 
@@ -356,7 +414,7 @@ def run_threads(scenario: Scenario) -> Run:
     baton = _Baton(scheduler)
 
     def one(caller: Caller, seen: Seen) -> None:
-        sender = _ThreadSender(world.server, baton)
+        sender = _ThreadSender(world, baton)
         call = ThreadCall(
             world.coroutine(caller), sender, clock=scheduler.time, sleep=baton.sleep, raise_as=_Failed, wait=baton.wait
         )
@@ -393,7 +451,8 @@ def run_everywhere(scenario: Scenario) -> Run:
     for other in others:
         assert first.trace == other.trace
         assert first.seen == other.seen
-        assert first.served == other.served
+        assert first.servers == other.servers
+        assert first.asked == other.asked
     for run in runs.values():
         assert run.engine.statistics().in_flight == 0
     return first

@@ -4,6 +4,8 @@ Answers, in the order in which the call asks (`Send`, `Read`):
 
 - a `Reply`, `bytes` or a `Failure`: that is what comes;
 - a number: so many seconds pass first; when the effect's limit lies within them the answer is a timeout, at the limit.
+
+A `Wait` whose bell nobody has rung lasts until its limit.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from deepseek_resilient.engine import Engine
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deepseek_resilient.config import Policy
+    from deepseek_resilient.config import Policy, Upstream
 
 WALL = 1_790_000_000.0
 ORIGIN = "https://api.deepseek.com"
@@ -85,9 +87,13 @@ class Driven:
         """The waits so far, in seconds."""
         return [effect.delay for effect in self.effects if isinstance(effect, Sleep)]
 
+    def requests(self) -> list[Request]:
+        """The requests that went out."""
+        return [effect.request for effect in self.effects if isinstance(effect, Send)]
+
     def sent(self) -> int:
         """How many requests went out."""
-        return sum(isinstance(effect, Send) for effect in self.effects)
+        return len(self.requests())
 
     def _perform(self, effect: Effect[Any]) -> object:
         if isinstance(effect, Sleep):
@@ -99,8 +105,12 @@ class Driven:
             return self._next(effect.ask(self._clock.now))
         elif isinstance(effect, (Send, Read)):
             return self._next(effect)
+        elif isinstance(effect, Wait):
+            if not effect.bell.rung:
+                assert effect.until is not None, "nobody rings, and it would wait for ever"
+                self._clock.now = effect.until
         else:
-            assert isinstance(effect, (Discard, Wait)), effect
+            assert isinstance(effect, Discard), effect
         return None
 
     def _next(self, effect: Send | Read) -> object:
@@ -132,10 +142,12 @@ class Bench:
         timeout: float | None = 600.0,
         max_retries: int | None = None,
         request: Request | None = None,
+        **options: Any,
     ) -> Driven:
         """A call that has not begun."""
         asked = request or ask(stream=stream)
-        return Driven(self.engine.call(asked, timeout=timeout, max_retries=max_retries), self.clock, answers)
+        call = self.engine.call(asked, timeout=timeout, max_retries=max_retries, **options)
+        return Driven(call, self.clock, answers)
 
     def call(self, answers: Sequence[object], **options: Any) -> Driven:
         """A call from beginning to end."""
@@ -151,12 +163,18 @@ class Bench:
         return only
 
 
+def adapt(request: Request, body: bytes, upstream: Upstream | None) -> Request:
+    """What a bridge does: the same request with another body, at another address."""
+    origin = request.origin if upstream is None else upstream.base_url
+    return Request(method=request.method, origin=origin, path=request.path, body=body, adapt=adapt)
+
+
 def ask(
     *, stream: bool = False, model: str = "deepseek-flash", path: str = "/chat/completions", **options: Any
 ) -> Request:
     """A chat request."""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "hi"}], "stream": stream}).encode()
-    return Request(**{"method": "POST", "origin": ORIGIN, "path": path, "body": body, **options})
+    return Request(**{"method": "POST", "origin": ORIGIN, "path": path, "body": body, "adapt": adapt, **options})
 
 
 def reply(status: int = 200, **headers: str) -> Reply:

@@ -213,18 +213,41 @@ def test_an_exhausted_balance_is_no_load():
     assert 0.0 == it.statistics(1.0).throttled
 
 
-def test_a_breaker_that_stays_open_does_not_shed_for_ever():
-    """It closes by calls that are let through: a share of open breakers that only stays must be forgotten."""
-    policy = AdmissionPolicy()
+def test_some_open_breakers_that_stay_so_do_not_shed_for_ever():
+    """They close by calls that are let through: a share of open breakers that only stays must be forgotten."""
+    policy = AdmissionPolicy(thresholds=(0.3, 0.6))
     it = LoadMeter(policy, threading.Lock(), 0.0)
     admission = Admission(policy, it, Random(1))
     admitted = []
     for tick in range(400):
         it.report_in_flight(tick / 10, 0, 10)
-        it.report_breakers(tick / 10, 1, 1)
+        it.report_breakers(tick / 10, 1, 2)
         admitted.append(admission.admit(tick / 10, BATCH) is None)
     assert not all(admitted[:100])
     assert all(admitted[round(bound(policy) * 10) :])
+
+
+def test_an_outage_sheds_nobody_and_is_forgotten_when_it_ends():
+    """The circuits refuse, and their probes must come through; what was seen of it says nothing of the load."""
+    it = meter()
+    admission = Admission(AdmissionPolicy(), it, Random(1))
+    for tick in range(50):
+        it.report_verdict(tick / 10, BUSY)
+        it.look(tick / 10)
+    assert admission.admit(5.0, BATCH) is not None
+    it.report_breakers(5.0, 1, 1)
+    assert [None] * 20 == [admission.admit(5.0 + tick / 10, BATCH) for tick in range(20)]
+    it.report_breakers(7.0, 0, 1)
+    assert 0.0 == it.statistics(7.0).load
+    assert admission.admit(7.0, BATCH) is None
+
+
+def test_one_throw_of_the_dice_decides_at_every_target():
+    """A call that asks at several is not let in more often."""
+    it = meter()
+    held(it, 0.9)
+    admission = Admission(AdmissionPolicy(), it, Random(1))
+    assert [False, True] == [admission.admit(30.0, BATCH, dice) is None for dice in (0.0, 1.0)]
 
 
 def test_a_breaker_that_opens_again_counts_again():

@@ -68,7 +68,11 @@ def test_one_numbered_line_per_step():
         ("admission", Policy(), "batch from a load of 0.8, standard from a load of 1, interactive from a load of 2;"),
         ("admission", Policy(priority="critical"), "a call is critical unless it says otherwise"),
         ("admission", Policy(admission=None), "nobody is shed"),
-        ("ladder", Policy(), "level 3: interactive, standard: reasoning effort at most low; level 3: standard: model"),
+        (
+            "ladder",
+            Policy(),
+            "level 2: standard: reasoning effort at most low; level 3: interactive: reasoning effort at most low",
+        ),
         ("ladder", Policy(ladder=LadderPolicy(rungs=())), "nothing is ever simplified"),
         ("rate", Policy(), "no limit per minute"),
         ("rate", Policy(rate=RatePolicy(requests_per_minute=60)), "60 requests per minute, 10 s' worth at once"),

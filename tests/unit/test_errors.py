@@ -15,11 +15,14 @@ from deepseek_resilient.errors import (
     CircuitOpenError,
     ConfigError,
     DeadlineExceededError,
+    InvalidRequestError,
     OverloadedError,
     RateLimitedError,
     RejectedError,
     ResilienceError,
+    ShedError,
     StreamInterruptedError,
+    TooManyTokensError,
 )
 
 TREE = {
@@ -27,6 +30,9 @@ TREE = {
     RejectedError: (ResilienceError, 503),
     CircuitOpenError: (RejectedError, 503),
     RateLimitedError: (RejectedError, 429),
+    TooManyTokensError: (RateLimitedError, 400),
+    ShedError: (RejectedError, 503),
+    InvalidRequestError: (RejectedError, 400),
     OverloadedError: (RejectedError, 503),
     DeadlineExceededError: (ResilienceError, 504),
     StreamInterruptedError: (ResilienceError, 502),

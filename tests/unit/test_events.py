@@ -11,6 +11,7 @@ from deepseek_resilient.events import AttemptStarted, CallRefused, CircuitChange
 KINDS = Event.__subclasses__()
 SAMPLES = {
     "int": 7, "float": 1.23456, "str": "w" * 150, "bool": True, "int | None": None, "float | None": 0.1 + 0.2,
+    "tuple[str, ...]": ("model", "thinking"),
 }  # fmt: skip
 
 

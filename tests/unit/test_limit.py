@@ -27,7 +27,7 @@ class Feed:
 
     def __init__(self, now=1.0, **policy):
         self.now = now
-        self.it = AdaptiveLimit(ConcurrencyPolicy(**policy), now)
+        self.it = AdaptiveLimit(ConcurrencyPolicy(**{"tolerance": 2.0} | policy), now)
 
     def answer(self, latency, *, size=SHORT, allowed=None, started=None):
         sample = Sample(self.now if started is None else started, latency, size, allowed)

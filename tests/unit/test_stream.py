@@ -184,7 +184,8 @@ def test_content_and_error_in_one_chunk_are_handed_over():
 
 def responses():
     """A streamed call in the Responses dialect."""
-    request = ask(path="/v1/responses", stream=True)
+    body = json.dumps({"model": "deepseek-flash", "input": "hello", "stream": True}).encode()
+    request = ask(path="/v1/responses", stream=True, body=body)
     assert Dialect.RESPONSES is wire.dialect_of("POST", request.path)
     return request
 

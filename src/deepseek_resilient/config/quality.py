@@ -190,8 +190,8 @@ class Rung:
 
 
 DEFAULT_RUNGS = (
-    Rung(level=3, priorities={Priority.INTERACTIVE, Priority.STANDARD}, step=LowerEffort("low")),
-    Rung(level=3, priorities={Priority.STANDARD}, step=CheaperModel({"deepseek-v4-pro": "deepseek-flash"})),
+    Rung(level=2, priorities={Priority.STANDARD}, step=LowerEffort("low")),
+    Rung(level=3, priorities={Priority.INTERACTIVE}, step=LowerEffort("low")),
 )
 
 
@@ -199,10 +199,10 @@ DEFAULT_RUNGS = (
 class LadderPolicy:
     """What becomes of a call under load, before it is refused.
 
-    The default is careful: nothing changes below level 3 (by default a load of 2: as much is waiting as is under way),
-    where the alternative is a refusal. There interactive and standard calls reason less, and standard ones get the
-    cheaper model. Batch is shed and not simplified, for it can come again later; critical is left alone. No answer is
-    cut shorter, as half an answer may be worse than none.
+    The default is careful: standard calls reason less from level 2 on and interactive ones from level 3 on, that is
+    while others of their priority are shed. Batch is shed and not simplified, for it can come again later; critical is
+    left alone. No answer is cut shorter, as half an answer may be worse than none, and no other model answers unless
+    you say which one may.
 
     Attributes:
         rungs: in the order in which they are applied; () = nothing is ever simplified.

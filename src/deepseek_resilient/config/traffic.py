@@ -27,7 +27,7 @@ class ConcurrencyPolicy:
     initial: int = 20
     minimum: int = 1
     maximum: int = 2000
-    tolerance: float = 2.0
+    tolerance: float = 1.5
     backoff: float = 0.7
     probe_interval: float = 30.0
     queue: int = 1000

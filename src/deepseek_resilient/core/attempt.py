@@ -11,9 +11,12 @@ from deepseek_resilient.events import AttemptAbandoned, AttemptEnded, AttemptSta
 if TYPE_CHECKING:
     from deepseek_resilient.core.concurrency import Places
     from deepseek_resilient.core.entrance import Entry
+    from deepseek_resilient.core.rate import RateLimiter, Reservation
     from deepseek_resilient.core.runtime import Call, Runtime
     from deepseek_resilient.core.target import Target
 
+
+_NEVER_SENT = ("no_connection", "no_free_connection", "unusable_request")
 
 IMPATIENT = 1.0
 """A call that gives up sooner than this, in seconds, by its own deadline says nothing of the target's health."""
@@ -42,7 +45,7 @@ class Attempt:
         self.verdict: Verdict | None = None
         call.attempts += 1
         if entry.pick is not None:
-            call.tried.add(entry.pick.upstream.name)
+            call.tried = call.tried | {entry.pick.upstream.name}
         runtime.count_attempt()
 
     def announce(self) -> None:
@@ -116,8 +119,8 @@ class Attempt:
         if self._places is not None:
             self._give_place_back(self._places, verdict, now)
         if target is not None:
-            if entry.reservation is not None and target.rate is not None and self.tokens_used is not None:
-                target.rate.correct(entry.reservation, now, self.tokens_used)
+            if entry.reservation is not None and target.rate is not None:
+                self._correct(entry.reservation, target.rate, verdict, now)
             if target.admission is not None:
                 target.admission.meter.report_verdict(now, verdict)
         self._leave_upstream(verdict, now)
@@ -127,8 +130,20 @@ class Attempt:
         if pick is None or router is None:
             return
         router.finish(pick, now, None if verdict is None else verdict.kind)
-        if verdict is not None and verdict.rest:
+        if verdict is None:
+            return
+        own_key_is_wrong = verdict.status in (401, 403) and pick.upstream.api_key is not None
+        if verdict.rest or own_key_is_wrong:
             router.rest(pick.upstream.name, now, self.runtime.policy.gate.rest)
+
+    def _correct(self, reservation: Reservation, rate: RateLimiter, verdict: Verdict, now: float) -> None:
+        """The tokens that were used; none where the server refused, and no request where it was not reached."""
+        if self.tokens_used is not None:
+            rate.correct(reservation, now, self.tokens_used)
+        elif verdict.reason in _NEVER_SENT:
+            rate.cancel(reservation, now)
+        elif verdict.status is not None and verdict.status >= 400:
+            rate.correct(reservation, now, 0)
 
     def _give_place_back(self, places: Places, verdict: Verdict, now: float) -> None:
         kind = verdict.kind

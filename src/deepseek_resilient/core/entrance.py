@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from deepseek_resilient import wire
 from deepseek_resilient.config.quality import Refuse
 from deepseek_resilient.core.breaker import NO_PERMIT
 from deepseek_resilient.core.effects import Sleep, Wait
@@ -29,6 +30,7 @@ from deepseek_resilient.errors import (
 from deepseek_resilient.events import CallSimplified, StepWaited
 
 if TYPE_CHECKING:
+    from deepseek_resilient.config import Upstream
     from deepseek_resilient.core.admission import Admission
     from deepseek_resilient.core.breaker import Permit
     from deepseek_resilient.core.concurrency import Places
@@ -50,8 +52,8 @@ class Entry(NamedTuple):
     request: Request
     target: Target | None
     permit: Permit
-    pick: Pick | None = None
     reservation: Reservation | None = None
+    pick: Pick | None = None
 
 
 class _Pause(NamedTuple):
@@ -74,26 +76,55 @@ async def enter(runtime: Runtime, call: Call) -> Entry | RejectedError:
 
 
 async def _route(runtime: Runtime, call: Call, router: Router) -> Entry | RejectedError:
-    refusal: RejectedError | None = None
-    skipped = set(call.tried)
-    tokens = len(call.request.body) // 4
-    while True:
-        pick = router.pick(runtime.clock(), tokens, skipped)
-        patient = pick is None
-        if pick is None:
-            pick = router.pick(runtime.clock(), tokens)
-        if pick is None:
-            return refusal or _nobody(runtime, router)
-        entered: Entry | RejectedError | None = None
-        try:
-            entered = await _enter_at(runtime, call, pick, patient=patient)
-        finally:
-            if not isinstance(entered, Entry):
-                router.finish(pick, runtime.clock(), None)
-        if isinstance(entered, Entry) or patient:
-            return entered
-        refusal = entered
-        skipped.add(pick.upstream.name)
+    """At the first upstream that lets the call in at once: those not tried yet, then, after the wait that a retry owes,
+    the others. When none does, at the one that will first."""
+    refused: dict[str, RejectedError] = {}
+    for before in (call.tried, frozenset[str]()):
+        if not before and call.owed and (late := await _pay(runtime, call)) is not None:
+            return late
+        while (pick := router.pick(runtime.clock(), call.size, before | refused.keys())) is not None:
+            entered: Entry | RejectedError | None = None
+            try:
+                entered = await _enter_at(runtime, call, pick.upstream, patient=False)
+            finally:
+                if not isinstance(entered, Entry):
+                    router.finish(pick, runtime.clock(), None)
+            if isinstance(entered, Entry):
+                return entered._replace(pick=pick)
+            refused[pick.upstream.name] = entered
+        if not call.tried:
+            break
+    for name in sorted(refused, key=lambda one: refused[one].retry_after or 0.0):
+        others = refused.keys() - {name}
+        if (pick := router.pick(runtime.clock(), call.size, others)) is None:
+            continue
+        router.finish(pick, runtime.clock(), None)  # who waits is not in flight
+        entered = await _enter_at(runtime, call, pick.upstream, patient=True)
+        if isinstance(entered, RejectedError):
+            refused[name] = entered
+        elif (pick := router.pick(runtime.clock(), call.size, others)) is None:  # drained or removed meanwhile
+            _give_back(runtime, entered)
+        else:
+            return entered._replace(pick=pick)
+    return min(refused.values(), key=lambda error: error.retry_after or 0.0) if refused else _nobody(runtime, router)
+
+
+def _give_back(runtime: Runtime, entry: Entry) -> None:
+    now, target = runtime.clock(), entry.target
+    if target is not None:
+        _release(target, entry.permit)
+        _give_up(runtime, target, entry.reservation)
+        if target.places is not None:
+            target.places.exit(now, now)
+
+
+async def _pay(runtime: Runtime, call: Call) -> RejectedError | None:
+    """The wait before an upstream that was tried already is tried again."""
+    delay, call.owed = call.owed, 0.0
+    if not call.outlives(runtime.clock() + delay):
+        return OverloadedError("no upstream is left that was not tried, and no time.", step="route")
+    await _wait(runtime, call, "route", delay)
+    return None
 
 
 def _nobody(runtime: Runtime, router: Router) -> RejectedError:
@@ -105,11 +136,11 @@ def _nobody(runtime: Runtime, router: Router) -> RejectedError:
     )
 
 
-async def _enter_at(runtime: Runtime, call: Call, pick: Pick | None, *, patient: bool) -> Entry | RejectedError:
-    target = _target_of(runtime, call, pick, call.info.model)
+async def _enter_at(runtime: Runtime, call: Call, upstream: Upstream | None, *, patient: bool) -> Entry | RejectedError:
+    target = _target_of(runtime, call, upstream, call.info.model)
     call.target = target.name
     call.simplified = ()
-    fields = None
+    fields, level = None, 0
     if target.admission is not None:
         if call.attempts == 0 and (shed := _shed(runtime, call, target, target.admission)) is not None:
             return shed
@@ -117,21 +148,24 @@ async def _enter_at(runtime: Runtime, call: Call, pick: Pick | None, *, patient:
         taken = steps(runtime.policy.ladder, level, call.priority)
         if _REFUSE in taken:
             return _shed_error(call, target, load, target.admission.dwell)
-        if taken and (fields := _simplify(runtime, call, target, level)) is not None:
-            target = _target_of(runtime, call, pick, str(fields.get("model")))
+        if taken and (fields := _simplify(runtime, call, level)) is not None and "model" in call.simplified:
+            target = _target_of(runtime, call, upstream, str(fields["model"]))
             call.target = target.name
-    request, upstream = call.request, None if pick is None else pick.upstream
+    request = call.request
     if fields is not None or upstream is not None:
         request = request.adapted(fields, upstream)
     entered = await _pass(runtime, call, target, patient=patient)
-    return entered if isinstance(entered, RejectedError) else Entry(request, target, entered[0], pick, entered[1])
+    if isinstance(entered, RejectedError):
+        return entered
+    if call.simplified:
+        runtime.listeners.emit(CallSimplified(runtime.clock(), call.number, target.name, level, call.simplified))
+    return Entry(request, target, *entered)
 
 
-def _target_of(runtime: Runtime, call: Call, pick: Pick | None, model: str) -> Target:
+def _target_of(runtime: Runtime, call: Call, upstream: Upstream | None, model: str) -> Target:
     request = call.request
-    if pick is None:
+    if upstream is None:
         return runtime.targets.get(request.origin, request.account, model)
-    upstream = pick.upstream
     account = hash(upstream.api_key) if upstream.api_key else request.account
     return runtime.targets.get(upstream.base_url, account, upstream.model(model), upstream.name)
 
@@ -144,7 +178,9 @@ def _shed(runtime: Runtime, call: Call, target: Target, admission: Admission) ->
             admission.meter.report_in_flight(now, in_flight, limit)
             left = math.inf if call.deadline is None else max(call.deadline - now, 0.001)
             admission.meter.report_queue_delay(now, delay / left)
-    shed = admission.admit(now, call.priority)
+    if call.dice is None:
+        call.dice = runtime.random.random()
+    shed = admission.admit(now, call.priority, call.dice)
     return None if shed is None else _shed_error(call, target, shed.load, shed.retry_after)
 
 
@@ -157,15 +193,14 @@ def _shed_error(call: Call, target: Target, load: float, retry_after: float) -> 
     )
 
 
-def _simplify(runtime: Runtime, call: Call, target: Target, level: int) -> dict[str, Any] | None:
+def _simplify(runtime: Runtime, call: Call, level: int) -> dict[str, Any] | None:
     """What is asked instead of the call's own fields, as the ladder has it; None for the call as it is."""
     if call.request.encoded or not call.request.replayable:
         return None
     simpler = simplify(call.info.dialect, call.read(), level, call.priority, runtime.policy.ladder)
-    if simpler is None:
+    if simpler is None or wire.encode(simpler.fields) is None:
         return None
     call.simplified = simpler.changed
-    runtime.listeners.emit(CallSimplified(runtime.clock(), call.number, target.name, level, simpler.changed))
     return simpler.fields
 
 
@@ -187,6 +222,8 @@ async def _pass(
                 if held and places is not None:
                     held = False
                     places.exit(runtime.clock(), runtime.clock())
+                _give_up(runtime, target, reservation)
+                reservation = None
                 await _wait(runtime, call, answer.step, answer.delay)
                 continue
             if target.rate is not None and reservation is None:
@@ -205,6 +242,8 @@ async def _pass(
             _release(target, answer)
             if not patient:
                 return _crowded(call, "which is as many as it can take now", places.seconds_to_empty())
+            _give_up(runtime, target, reservation)
+            reservation = None
             full = await _queue(runtime, call, places)
             if full is not None:
                 return full
@@ -213,8 +252,7 @@ async def _pass(
         if not entered:
             if held and places is not None:
                 places.exit(runtime.clock(), runtime.clock())
-            if reservation is not None and target.rate is not None:
-                target.rate.cancel(reservation, runtime.clock())
+            _give_up(runtime, target, reservation)
 
 
 def _ask_health(runtime: Runtime, call: Call, target: Target) -> RejectedError | Permit | _Pause:
@@ -247,6 +285,12 @@ def _ask_health(runtime: Runtime, call: Call, target: Target) -> RejectedError |
     return refusal if breaker.refuses or not call.outlives(now + delay) else _Pause("breaker", delay, refusal)
 
 
+def _give_up(runtime: Runtime, target: Target, reservation: Reservation | None) -> None:
+    """A reservation is for its instant: who waits elsewhere makes another one."""
+    if reservation is not None and target.rate is not None:
+        target.rate.cancel(reservation, runtime.clock())
+
+
 def _release(target: Target, permit: Permit) -> None:
     if target.breaker is not None:
         target.breaker.release(permit)
@@ -258,8 +302,9 @@ def _reserve(runtime: Runtime, call: Call, target: Target, *, patient: bool) -> 
     patience = 0.0 if not patient else math.inf if call.deadline is None else max(call.deadline - now, 0.0)
     if call.tokens is None:
         call.tokens = 0
-        if runtime.policy.rate.tokens_per_minute is not None and not call.request.encoded:
-            call.tokens = estimate_request(call.read(), runtime.count_tokens)
+        if runtime.policy.rate.tokens_per_minute is not None:
+            encoded = call.request.encoded
+            call.tokens = len(call.request.body) if encoded else estimate_request(call.read(), runtime.count_tokens)
     answer = target.rate.reserve(now, call.tokens, patience)
     if isinstance(answer, Reservation):
         return answer

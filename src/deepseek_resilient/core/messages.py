@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -59,8 +58,8 @@ class Request:
             model = known.get("model")
             if isinstance(model, str) and upstream.model(model) != model:
                 fields = {**known, "model": upstream.model(model)}
-        body = self.body if fields is None else json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        return self.adapt(self, body, upstream)
+        body = None if fields is None else wire.encode(dict(fields))
+        return self.adapt(self, self.body if body is None else body, upstream)
 
 
 Adapt = Callable[[Request, bytes, "Upstream | None"], Request]

@@ -67,8 +67,13 @@ async def run(runtime: Runtime, call: Call) -> Outcome:
 
 def _inspect(runtime: Runtime, call: Call) -> RejectedError | None:
     guard = runtime.policy.guard
-    if guard is None or call.request.encoded or not call.request.replayable:
+    if guard is None:
         return None
+    if call.request.encoded or not call.request.replayable:
+        if call.tenant not in guard.tenants:
+            return None
+        told = "a tenant with limits of its own cannot send what cannot be read: an encoded body, or a stream"
+        return InvalidRequestError(told, step="guard")
     refused = inspect(guard, call.info.dialect, call.request.body, call.fields, call.tenant)
     if refused is None:
         return None
@@ -127,6 +132,8 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
     )
     if isinstance(reply, Failure):
         return _failed(runtime, call, attempt, judge.of_failure(reply), reply)
+    if attempt.entry.pick is not None:  # one upstream's cookies are not for another
+        reply.headers = [pair for pair in reply.headers if pair[0].lower() != b"set-cookie"]
     if info.stream and reply.status < 300:
         outcome = await relay(attempt, reply, until, lambda response: _dress(call, response))
         return _explain(runtime, call, outcome) if isinstance(outcome, Failure) else outcome

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.runtime import Call, Runtime
     from deepseek_resilient.core.verdict import Verdict
 
+_OF_THE_UPSTREAM = (401, 403, 404)
+"""Its key, or its model: another upstream may have the right one."""
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -29,7 +31,7 @@ def next_delay(runtime: Runtime, call: Call, verdict: Verdict) -> float | str:
     """Seconds to wait before the next attempt; or the word that says why there is none."""
     policy = runtime.policy
     elsewhere = runtime.router is not None and runtime.router.has_other(call.tried)
-    if not verdict.retryable and not (verdict.rest and elsewhere):
+    if not verdict.retryable and not (elsewhere and (verdict.rest or verdict.status in _OF_THE_UPSTREAM)):
         return "futile"
     request = call.request
     if not request.replayable or (not call.info.dialect.is_inference and request.method not in _SAFE_METHODS):
@@ -39,8 +41,9 @@ def next_delay(runtime: Runtime, call: Call, verdict: Verdict) -> float | str:
         attempt=call.attempts, started=call.started, now=now, idle=call.waited, random=runtime.random,
         reason=verdict.reason, retry_after=verdict.retry_after,
     )  # fmt: skip
+    call.owed = 0.0
     if elsewhere and verdict.kind is not VerdictKind.THROTTLED:
-        delay = 0.0
+        delay, call.owed = 0.0, max(float(policy.retry.wait(state)), 0.0)
     elif verdict.retry_after is None or elsewhere:
         delay = max(float(policy.retry.wait(state)), 0.0)
     elif verdict.retry_after > policy.retry.max_retry_after:

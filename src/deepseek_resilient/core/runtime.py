@@ -38,8 +38,8 @@ class Call:
     """One call from beginning to end. Belongs to whoever drives it; never shared."""
 
     __slots__ = (
-        "attempts", "connect", "deadline", "fields", "info", "max_retries", "number", "priority", "request",
-        "simplified", "started", "target", "tenant", "tokens", "told", "tried", "verdicts", "waited",
+        "attempts", "connect", "deadline", "dice", "fields", "info", "max_retries", "number", "owed", "priority",
+        "request", "simplified", "size", "started", "target", "tenant", "tokens", "told", "tried", "verdicts", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -50,7 +50,10 @@ class Call:
         self.tenant = tenant
         self.fields = fields
         self.tokens: int | None = None
-        self.tried: set[str] = set()
+        self.size = len(request.body) // 4
+        self.tried: frozenset[str] = frozenset()
+        self.dice: float | None = None
+        self.owed = 0.0
         self.simplified: tuple[str, ...] = ()
         self.request = request
         self.info = info

@@ -59,7 +59,7 @@ class Targets:
     def __init__(self, make: Callable[[str], Target], lock: AbstractContextManager[object]) -> None:
         self._make = make
         self._lock = lock
-        self._known: LRUCache[tuple[str, int, str], Target] = LRUCache(MAX_TARGETS)
+        self._known: LRUCache[tuple[str, int, str, str], Target] = LRUCache(MAX_TARGETS)
         self._accounts: LRUCache[int, int] = LRUCache(MAX_ACCOUNTS)
         self._next_account = 1
 
@@ -68,7 +68,7 @@ class Targets:
 
         `name` is what the address is called; "" for its host.
         """
-        key = (origin, account, model)
+        key = (origin, account, model, name)
         with self._lock:
             target = self._known.get(key)
             if target is None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _PER_MESSAGE = 6
+_PICTURE = 2000
+"""Characters of a `data:` address that count: what a picture costs does not grow with its bytes."""
 _DEPTH = 50
 _OUTPUT = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _NOT_TEXT = frozenset((*_OUTPUT, "model", "role", "type", "stream", "tool_choice", "metadata", "user"))
@@ -80,13 +82,15 @@ def estimate_request(fields: Mapping[str, Any], count: Callable[[str], int] = es
     messages = fields.get("messages")
     overhead = _PER_MESSAGE * (len(messages) if isinstance(messages, list) else 1)
     reserved = next((n for name in _OUTPUT if type(n := fields.get(name)) is int and n > 0), 0)
-    return count("\n".join(texts)) + overhead + reserved
+    answers = fields.get("n")
+    times = answers if type(answers) is int and answers > 1 else 1
+    return count("\n".join(texts)) + overhead + reserved * times
 
 
 def _collect(value: Any, texts: list[str], depth: int) -> None:
     """The strings in `value`; of what is not nested like a message, its JSON text."""
     if isinstance(value, str):
-        texts.append(value)
+        texts.append(value[:_PICTURE] if value.startswith("data:") else value)
     elif isinstance(value, (list, dict)) and depth:
         if isinstance(value, dict):
             texts.extend(value)

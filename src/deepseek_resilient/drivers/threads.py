@@ -45,7 +45,7 @@ def wait_on_thread(bell: Bell, timeout: float | None) -> None:
     """Block this thread until `bell` rings, at the longest `timeout` seconds."""
     rung = threading.Event()
     bell.attach(rung.set)
-    rung.wait(timeout)
+    rung.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
 
 
 class ThreadCall:

@@ -1,0 +1,398 @@
+"""core/entrance.py: how an attempt gets in, step by step, driven by hand; with several upstreams, where."""
+
+import json
+
+import pytest
+import tenacity
+
+from deepseek_resilient.config import (
+    AdmissionPolicy,
+    BreakerPolicy,
+    BudgetPolicy,
+    CheaperModel,
+    ConcurrencyPolicy,
+    GatePolicy,
+    GuardPolicy,
+    LadderPolicy,
+    LowerEffort,
+    Policy,
+    Priority,
+    RatePolicy,
+    Refuse,
+    RetryPolicy,
+    RoutingPolicy,
+    Rung,
+    TenantLimits,
+    Upstream,
+)
+from deepseek_resilient.core.effects import Send, Wait
+from deepseek_resilient.core.messages import Failure, FailureKind
+from deepseek_resilient.events import CallSimplified, LoadChanged
+
+from .driving import ANSWER, BROKEN, Bench, ask, chunk, data, reply
+
+GOOD = [reply(), ANSWER, b""]
+BUSY = [reply(503), b"busy", b""]
+USED = json.dumps({**json.loads(ANSWER), "usage": {"total_tokens": 40}}).encode()
+UNREACHED = Failure(FailureKind.CONNECT, "refused")
+A, B = Upstream("https://a.test", name="a"), Upstream("https://b.test", name="b")
+QUICK = {
+    "retry": RetryPolicy(wait=tenacity.wait_fixed(1)), "budget": BudgetPolicy(reserve=100.0),
+    "gate": GatePolicy(spread=0, min_spread=0),
+}  # fmt: skip
+
+
+def bench(*upstreams, **policy):
+    routing = RoutingPolicy(upstreams=upstreams, eject_failures=None, eject_share=None, warm_up=0.0)
+    return Bench(Policy(**{**QUICK, "routing": routing, **policy}))
+
+
+def waited(call):
+    return [seconds for seconds in call.slept() if seconds]
+
+
+def step(call):
+    return dict(call.response.headers).get(b"x-resilient-refused-by", b"").decode()
+
+
+def asked(call):
+    """The hosts that were asked, in order."""
+    return [effect.request.origin.removeprefix("https://").partition(".")[0] for effect in call.effects
+            if isinstance(effect, Send)]  # fmt: skip
+
+
+def body(call):
+    return json.loads(call.effects[0].request.body)
+
+
+# -- several upstreams --
+
+
+def test_a_retry_goes_to_whom_was_not_tried_at_once():
+    """Without a wait: the other one has done nothing wrong."""
+    it = bench(A, B)
+    call = it.call([*BUSY, *GOOD])
+    assert (200, 2, []) == (call.response.status, len(set(asked(call))), waited(call))
+
+
+def test_when_all_were_tried_the_wait_of_the_retry_is_due():
+    """Before one that failed is asked again."""
+    it = bench(A, B)
+    call = it.call([*BUSY, *BUSY, *GOOD])
+    assert (200, [1.0]) == (call.response.status, waited(call))
+    late = it.call([*BUSY, *BUSY], timeout=0.5)
+    assert (503, 2, []) == (late.response.status, late.sent(), waited(late))
+
+
+def test_one_that_cannot_be_entered_does_not_save_the_wait():
+    """Its circuit is open: going back to the one that failed is a retry like any other."""
+    touchy = BreakerPolicy(minimum_throughput=1, failure_ratio=1.0, break_duration=60.0, max_break_duration=60.0)
+    it = bench(A, B, breaker=touchy)
+    it.engine.upstreams.drain("a")
+    it.call(BUSY, max_retries=0)  # b's circuit opens
+    it.engine.upstreams.add(A)
+    call = it.call([*BUSY], max_retries=3)
+    assert (["a"], "") == (asked(call), step(call))
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_wrong_key_or_model_is_tried_elsewhere(status):
+    """And an upstream whose own key is refused rests, instead of drawing all calls by its quick answers."""
+    it = bench(Upstream("https://a.test", name="a", api_key="sk-revoked", weight=1000), B)
+    assert ["a", "b"] == asked(it.call([reply(status), b"no", b"", *GOOD]))
+    then = [asked(it.call(GOOD)) for _ in range(3)]
+    assert ([["a"]] * 3 if status == 404 else [["b"]] * 3) == then
+
+
+def test_a_callers_own_wrong_key_rests_nobody():
+    """It goes with the call to all of them."""
+    it = bench(A, B)
+    call = it.call([reply(401), b"no", b"", reply(401), b"no", b""])
+    assert (401, 2) == (call.response.status, call.sent())
+    assert {"healthy"} == {seen.state for seen in it.engine.upstreams.statistics().values()}
+
+
+def test_who_refuses_is_passed_over():
+    """A full one, or one whose gate is closed, is skipped while another lets the call in."""
+    it = bench(A, B, concurrency=ConcurrencyPolicy(initial=1, maximum=1))
+    first, second = it.prepare().run(1), it.prepare().run(1)
+    assert ["a", "b"] == sorted(asked(first) + asked(second))
+    third = it.prepare(GOOD).run(1)
+    assert isinstance(third.effects[0], Wait)
+    first.close()
+    second.close()
+    assert third.run().response.status == 200
+
+
+def test_it_waits_where_the_wait_is_short():
+    """Not where routing would rather go: a's gate is closed for long, b has no place for a moment."""
+    it = bench(A, B, concurrency=ConcurrencyPolicy(initial=1, maximum=1))
+    it.engine.upstreams.drain("b")
+    it.call([reply(503, retry_after="60"), b"busy", b""], max_retries=0)
+    it.engine.upstreams.add(B)
+    first = it.prepare().run(1)
+    second = it.prepare(GOOD).run(1)
+    assert ["b"] == asked(first)
+    assert isinstance(second.effects[0], Wait)
+    first.close()
+    assert (200, ["b"]) == (second.run().response.status, asked(second))
+
+
+def test_who_was_drained_meanwhile_is_not_asked():
+    """The place that came free there is given back."""
+    it = bench(A, concurrency=ConcurrencyPolicy(initial=1, maximum=1))
+    first, second = it.prepare().run(1), it.prepare(GOOD).run(1)
+    it.engine.upstreams.drain("a")
+    first.close()
+    assert (429, 0, "concurrency") == (second.run().response.status, second.sent(), step(second))
+    (target,) = it.engine.statistics().targets.values()
+    assert 0 == target.concurrency.in_flight
+
+
+def test_nobody_left_is_said():
+    """All rest, are drained, or full."""
+    it = bench(A)
+    it.engine.upstreams.drain("a")
+    call = it.call([])
+    assert (503, "route") == (call.response.status, step(call))
+    it.engine.upstreams.remove("a")
+    assert it.engine.upstreams.add(A)
+    it.call([reply(402), b"", b""])
+    assert (503, "route") == ((call := it.call([])).response.status, step(call))
+    assert 120.0 == float(dict(call.response.headers)[b"retry-after"])
+
+
+def test_a_refusal_of_all_is_that_of_the_nearest():
+    """Its Retry-After is the shortest."""
+    it = bench(A, B)
+    it.engine.upstreams.drain("b")
+    it.call([reply(503, retry_after="60"), b"busy", b""], max_retries=0)
+    it.engine.upstreams.add(B)
+    it.engine.upstreams.drain("a")
+    it.call([reply(503, retry_after="9"), b"busy", b""], max_retries=0)
+    it.engine.upstreams.add(A)
+    call = it.call([], timeout=1.0)
+    assert ("gate", 9.0) == (step(call), float(dict(call.response.headers)[b"retry-after"]))
+
+
+def test_models_have_the_names_of_the_upstream():
+    """And the cookies of one upstream are not for the client, who would send them to another."""
+    it = bench(Upstream("https://a.test", name="a", models={"deepseek-flash": "ds"}))
+    call = it.call([reply(set_cookie="sid=1"), ANSWER, b""])
+    assert "ds" == body(call)["model"]
+    assert b"set-cookie" not in [name.lower() for name, _ in call.response.headers]
+
+
+def test_a_stream_tells_routing_of_its_first_content():
+    """From then on nobody waits for its upstream."""
+    it = bench(A)
+    call = it.prepare([reply(), chunk("x")], stream=True).run(4)
+    assert 1 == it.engine.upstreams.statistics()["a"].in_flight
+    call.close()
+    assert 0 == it.engine.upstreams.statistics()["a"].in_flight
+
+
+def test_a_request_that_cannot_be_changed_is_a_mistake_of_the_transport():
+    """It must give `adapt`."""
+    with pytest.raises(TypeError, match="without `adapt`"):
+        bench(A).call([], request=ask(adapt=None))
+
+
+# -- admission, ladder, guard --
+
+
+def loaded(it, load, model="deepseek-v4-pro"):
+    """Let the only target be at that load."""
+    it.call(GOOD, request=ask(model=model))
+    runtime = it.engine._runtime
+    (target,) = runtime.targets.all()
+    for _ in range(100):
+        target.admission.meter.report_queue_delay(it.clock.now, load)
+        target.admission.meter.look(it.clock.now)
+        it.clock.now += 0.1
+
+
+def test_load_sheds_by_priority():
+    """Batch first; and the change of level is told."""
+    it = bench()
+    loaded(it, 1.2, "deepseek-flash")
+    batch = it.call([], priority=Priority.BATCH)
+    assert (503, "admission", 0) == (batch.response.status, step(batch), batch.sent())
+    assert b"batch calls are shed" in batch.response.body
+    assert 200 == it.call(GOOD, priority=Priority.CRITICAL).response.status
+    assert [1, 2] == [event.new for event in it.told(LoadChanged)]
+
+
+def test_the_ladder_simplifies_and_says_so():
+    """Header, event, and the body of the answer; the request that is sent is the simpler one."""
+    rungs = (
+        Rung(level=1, priorities=set(Priority), step=LowerEffort("low")),
+        Rung(level=1, priorities=set(Priority), step=CheaperModel({"deepseek-v4-pro": "deepseek-flash"})),
+    )
+    it = bench(ladder=LadderPolicy(rungs=rungs))
+    loaded(it, 1.0)
+    call = it.call(GOOD, priority=Priority.CRITICAL, request=ask(model="deepseek-v4-pro"))
+    assert "deepseek-flash" == body(call)["model"]
+    headers = dict(call.response.headers)
+    changed = headers[b"x-resilient-simplified"].decode().split(",")
+    assert "model" in changed
+    assert {"simplified": changed} == json.loads(call.response.body)["resilient"]
+    assert [tuple(changed)] == [event.changed for event in it.told(CallSimplified)]
+    assert headers[b"x-resilient-target"].endswith(b"deepseek-flash")
+
+
+def test_an_answer_that_json_cannot_say_again_stays_as_it_is():
+    """Half a surrogate pair, a number without end: the header says enough."""
+    it = bench(ladder=LadderPolicy(rungs=(Rung(level=1, priorities=set(Priority), step=LowerEffort("low")),)))
+    loaded(it, 1.0)
+    odd = ANSWER[:-1] + b',"x":"half \\ud83d","y":1e400}'
+    call = it.call([reply(), odd, b""], priority=Priority.CRITICAL, request=ask(model="deepseek-v4-pro"))
+    assert odd == call.response.body
+
+
+def test_what_cannot_be_read_is_not_simplified():
+    """An encoded body; and one that JSON cannot say again."""
+    it = bench(ladder=LadderPolicy(rungs=(Rung(level=1, priorities=set(Priority), step=LowerEffort("low")),)))
+    loaded(it, 1.0)
+    huge = b'{"model":"deepseek-v4-pro","messages":[{"role":"user","content":"x"}],"metadata":{"x":1e400}}'
+    for request in (ask(model="deepseek-v4-pro", encoded=True), ask(body=huge), ask(model="another")):
+        call = it.call(GOOD, priority=Priority.CRITICAL, request=request)
+        assert request.body == call.effects[0].request.body
+        assert b"x-resilient-simplified" not in dict(call.response.headers)
+
+
+def test_a_rung_may_refuse():
+    """Whatever admission says."""
+    it = bench(ladder=LadderPolicy(rungs=(Rung(level=1, priorities={Priority.CRITICAL}, step=Refuse()),)))
+    loaded(it, 1.0, "deepseek-flash")
+    call = it.call([], priority=Priority.CRITICAL)
+    assert (503, "admission", 0) == (call.response.status, step(call), call.sent())
+
+
+def test_without_places_the_load_has_three_signals():
+    """And without admission there is none."""
+    assert 200 == bench(concurrency=None).call(GOOD).response.status
+    it = bench(admission=None, breaker=BreakerPolicy(minimum_throughput=1))
+    it.call(BUSY, max_retries=0)
+    (target,) = it.engine.statistics().targets.values()
+    assert (None, "open") == (target.load, target.breaker.state)
+
+
+def test_a_pressure_that_is_over_is_reported_too():
+    """The load falls by looking at it, not by silence alone."""
+    it = bench(admission=AdmissionPolicy(), concurrency=ConcurrencyPolicy(initial=2))
+    it.call([reply(429), b'{"error":{"message":"concurrency limit of 1 reached"}}', b""], max_retries=0)
+    running = it.prepare().run(1)
+    it.clock.now += 0.1
+    assert isinstance(it.prepare(timeout=5.0).run(1).effects[0], Wait)
+    running.close()
+    assert 0 < it.target().load.utilisation <= 1
+
+
+def test_the_guard_refuses_what_the_server_would():
+    """In the server's words, before anything is sent; what cannot be read passes, but not for a tenant with limits."""
+    it = bench(guard=GuardPolicy(tenants={"acme": TenantLimits(models={"deepseek-flash"})}, max_body_bytes=500))
+    for request, status in ((ask(body=b"{"), 400), (ask(body=b"x" * 501), 413)):
+        call = it.call([], request=request)
+        assert (status, "guard", 0) == (call.response.status, step(call), call.sent())
+        assert "invalid_request_error" == json.loads(call.response.body)["error"]["type"]
+    assert 403 == it.call([], request=ask(model="deepseek-v4-pro"), tenant="acme").response.status
+    assert 200 == it.call(GOOD, request=ask(encoded=True)).response.status
+    assert 400 == it.call([], request=ask(encoded=True), tenant="acme").response.status
+    assert 200 == bench(guard=None).call(GOOD, request=ask(body=b"{")).response.status
+
+
+# -- rates --
+
+
+def limited(**rate):
+    return bench(rate=RatePolicy(**{"burst": 1.0} | rate))
+
+
+def test_calls_leave_at_their_rate():
+    """One per second: the second waits for its instant, the third cannot within its deadline."""
+    it = limited(requests_per_minute=60)
+    assert ([], [1.0]) == (waited(it.call(GOOD)), waited(it.call(GOOD)))
+    late = it.call([], timeout=0.5)
+    assert (429, "rate", 1.0) == (
+        late.response.status, step(late), float(dict(late.response.headers)[b"retry-after"]),
+    )  # fmt: skip
+
+
+def test_a_call_of_more_tokens_than_ever_pass_is_an_error():
+    """At once, whatever its deadline."""
+    it = limited(tokens_per_minute=60)
+    call = it.call([], request=ask(body=b'{"model":"m","max_tokens":50,"messages":[{"role":"user","content":"x"}]}'))
+    assert (400, "rate", "too_many_tokens") == (
+        call.response.status, step(call), json.loads(call.response.body)["error"]["type"],
+    )  # fmt: skip
+
+
+def left(it):
+    return it.target().rate.tokens
+
+
+def test_usage_corrects_the_estimate():
+    """Of an answer, and of a stream."""
+    it = limited(tokens_per_minute=60_000)
+    it.call([reply(), USED, b""])
+    assert 960 == left(it)
+    it.clock.now += 10
+    last = data({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": {"total_tokens": 60}})
+    it.call([reply(), chunk("x"), last, b"data: [DONE]\n\n", b""], stream=True)
+    assert 940 == left(it)
+
+
+@pytest.mark.parametrize(
+    ("answers", "tokens", "requests"),
+    [([UNREACHED], 1000, 1), ([reply(429), b"no", b""], 1000, 0), ([BROKEN], 900, 0)],
+)
+def test_what_was_not_read_costs_no_tokens(answers, tokens, requests):
+    """Not reached: as if never asked. Refused: a request without tokens. Unknown: as estimated."""
+    it = limited(tokens_per_minute=60_000, requests_per_minute=60)
+    request = ask(body=b'{"model":"m","max_tokens":100,"messages":[{"role":"user","content":"x"}]}')
+    it.call(answers, request=request, max_retries=0)
+    assert (requests, True) == (it.target().rate.requests, tokens - 20 <= left(it) <= tokens)
+
+
+def test_who_waits_elsewhere_reserves_again():
+    """Three wait for one place; each leaves at an instant of the rate, not all at that of its asking."""
+    it = bench(rate=RatePolicy(requests_per_minute=60, burst=1.0), concurrency=ConcurrencyPolicy(initial=1, maximum=1))
+    running = it.prepare().run(1)
+    waiting = [it.prepare(GOOD) for _ in range(2)]
+    for call in waiting:
+        while not call.effects or not isinstance(call.effects[-1], Wait):
+            call.run(len(call.effects) + 1)
+    assert all(isinstance(call.effects[-1], Wait) for call in waiting)
+    it.clock.now += 60
+    running.close()
+    for call in waiting:
+        call.run()
+    sent = [event.at for event in it.events if type(event).__name__ == "AttemptStarted"]
+    assert sent[-1] - sent[-2] >= 1.0
+
+
+def test_a_closed_gate_gives_the_reservation_back():
+    """It was for an instant that has passed when the gate opens."""
+    it = limited(requests_per_minute=60)
+    first = it.prepare([reply(503, retry_after="5"), b"busy", b""], max_retries=0).run(1)
+    second = it.prepare(GOOD).run(1)
+    assert ["Sleep"] == second.kinds()
+    first.run()
+    assert 200 == second.run().response.status
+    assert 1 == it.target().rate.cancelled
+
+
+def test_an_encoded_body_is_estimated_by_its_length():
+    """It cannot be read, and is not free."""
+    it = limited(tokens_per_minute=60_000)
+    it.prepare(request=ask(body=b"x" * 300, encoded=True)).run(1)
+    assert 700 == left(it)
+
+
+def test_one_that_waits_for_its_rate_goes_elsewhere_if_it_can():
+    """No patience while another upstream has some left."""
+    it = bench(A, B, rate=RatePolicy(requests_per_minute=60, burst=1.0))
+    calls = [it.call(GOOD) for _ in range(3)]
+    assert [[], [], [1.0]] == [waited(call) for call in calls]
+    assert ["a", "b"] == sorted(asked(calls[0]) + asked(calls[1]))
