@@ -138,6 +138,49 @@ def test_it_waits_where_the_wait_is_short():
     assert (200, ["b"]) == (second.run().response.status, asked(second))
 
 
+def closed(it, name, others):
+    """Let the gate of that upstream be closed for a minute."""
+    for other in others:
+        it.engine.upstreams.drain(other.name)
+    it.call([reply(503, retry_after="60"), b"busy", b""], max_retries=0)
+    for other in others:
+        it.engine.upstreams.add(other)
+
+
+@pytest.mark.parametrize(("timeout", "status", "then"), [(600.0, 200, [1.0]), (0.5, 503, [])])
+def test_a_retry_that_finds_the_others_closed_pays_its_wait(timeout, status, then):
+    """Before it goes back to the one that failed; if there is no time for that, what failed is the answer."""
+    it = bench(A, B)
+    closed(it, "a", [B])
+    call = it.call([*BUSY, *GOOD], timeout=timeout)
+    assert (status, then) == (call.response.status, waited(call))
+    assert {"b"} == set(asked(call))
+
+
+def test_one_that_was_removed_meanwhile_is_not_waited_for():
+    """Both are full; while it waits at one, the other goes away."""
+    it = bench(A, B, concurrency=ConcurrencyPolicy(initial=1, maximum=1))
+    running = [it.prepare().run(1), it.prepare().run(1)]
+    call = it.prepare(timeout=1.0).run(1)
+    there = {seen for seen in ("a", "b") if it.engine.statistics().targets[f"{seen}/deepseek-flash"].concurrency.queued}
+    (other,) = {"a", "b"} - there
+    it.engine.upstreams.remove(other)
+    it.clock.now += 0.9
+    assert (429, 0) == (call.run().response.status, call.sent())
+    for one in running:
+        one.close()
+
+
+def test_who_was_drained_while_its_gate_was_closed_is_not_asked():
+    """There are no places, and no breaker; nothing is left behind."""
+    it = bench(A, concurrency=None, breaker=None, rate=RatePolicy(requests_per_minute=60, burst=1.0))
+    it.call([reply(503, retry_after="5"), b"busy", b""], max_retries=0)
+    call = it.prepare().run(1)
+    it.engine.upstreams.drain("a")
+    assert (503, 0) == (call.run().response.status, call.sent())
+    assert 1 == it.target().rate.cancelled
+
+
 def test_who_was_drained_meanwhile_is_not_asked():
     """The place that came free there is given back."""
     it = bench(A, concurrency=ConcurrencyPolicy(initial=1, maximum=1))
@@ -173,6 +216,13 @@ def test_a_refusal_of_all_is_that_of_the_nearest():
     it.engine.upstreams.add(A)
     call = it.call([], timeout=1.0)
     assert ("gate", 9.0) == (step(call), float(dict(call.response.headers)[b"retry-after"]))
+
+
+def test_a_model_that_has_no_other_name_there_is_left_alone():
+    """And a request that names none."""
+    it = bench(Upstream("https://a.test", name="a", models={"deepseek-v4-pro": "ds"}), guard=None)
+    for request in (ask(), ask(body=b"{}")):
+        assert request.body == it.call(GOOD, request=request).effects[0].request.body
 
 
 def test_models_have_the_names_of_the_upstream():

@@ -10,7 +10,7 @@ Whoever has waited at a step is asked at all of them again.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from deepseek_resilient import wire
 from deepseek_resilient.config.quality import Refuse
@@ -110,12 +110,11 @@ async def _route(runtime: Runtime, call: Call, router: Router) -> Entry | Reject
 
 
 def _give_back(runtime: Runtime, entry: Entry) -> None:
-    now, target = runtime.clock(), entry.target
-    if target is not None:
-        _release(target, entry.permit)
-        _give_up(runtime, target, entry.reservation)
-        if target.places is not None:
-            target.places.exit(now, now)
+    now, target = runtime.clock(), cast("Target", entry.target)
+    _release(target, entry.permit)
+    _give_up(runtime, target, entry.reservation)
+    if target.places is not None:
+        target.places.exit(now, now)
 
 
 async def _pay(runtime: Runtime, call: Call) -> RejectedError | None:
@@ -178,7 +177,7 @@ def _shed(runtime: Runtime, call: Call, target: Target, admission: Admission) ->
             admission.meter.report_in_flight(now, in_flight, limit)
             left = math.inf if call.deadline is None else max(call.deadline - now, 0.001)
             admission.meter.report_queue_delay(now, delay / left)
-    if call.dice is None:
+    if call.dice is None and runtime.router is not None:
         call.dice = runtime.random.random()
     shed = admission.admit(now, call.priority, call.dice)
     return None if shed is None else _shed_error(call, target, shed.load, shed.retry_after)
