@@ -1,5 +1,6 @@
 """core/entrance.py: how an attempt gets in, step by step, driven by hand; with several upstreams, where."""
 
+import asyncio
 import json
 
 import pytest
@@ -27,9 +28,9 @@ from deepseek_resilient.config import (
 )
 from deepseek_resilient.core.effects import Send, Wait
 from deepseek_resilient.core.messages import Failure, FailureKind
-from deepseek_resilient.events import CallSimplified, LoadChanged
+from deepseek_resilient.events import CallSimplified, LoadChanged, StepWaited
 
-from .driving import ANSWER, BROKEN, Bench, ask, chunk, data, reply
+from .driving import ANSWER, BROKEN, DONE, Bench, ask, chunk, data, reply
 
 GOOD = [reply(), ANSWER, b""]
 BUSY = [reply(503), b"busy", b""]
@@ -248,6 +249,32 @@ def test_a_request_that_cannot_be_changed_is_a_mistake_of_the_transport():
         bench(A).call([], request=ask(adapt=None))
 
 
+def test_the_wait_of_a_retry_is_paid_once():
+    """What was waited before one attempt is not owed before the next."""
+    it = bench(A, B)
+    assert [1.0, 1.0] == waited(it.call([*BUSY, *BUSY, *BUSY, *GOOD]))
+
+
+def test_an_upstream_with_a_key_is_an_account_of_its_own():
+    """What is said of one account says nothing of another at the same address."""
+    it = bench(*(Upstream("https://a.test", name=name, api_key=f"sk-{name}") for name in ("one", "two")))
+    it.call([reply(429, retry_after="50"), b"", *GOOD])
+    gates = {name: seen.gate.closed_for for name, seen in it.engine.statistics().targets.items()}
+    assert ({"one/deepseek-flash", "two/deepseek-flash#2"}, 49.0) == (set(gates), sum(gates.values()))
+
+
+def test_an_exhausted_balance_rests_its_upstream():
+    """The call is made elsewhere; nobody goes there until the rest is over."""
+    it = bench(A, B, gate=GatePolicy(rest=90.0, spread=0, min_spread=0))
+    call = it.call([reply(402), b"", *GOOD])
+    assert (200, {"a", "b"}) == (call.response.status, set(asked(call)))
+    (broke,) = [name for name, seen in it.engine.upstreams.statistics().items() if seen.state == "resting"]
+    assert asked(call)[0] == broke
+    assert {asked(call)[1]} == {asked(it.call(GOOD))[0] for _ in range(10)}
+    it.clock.now += 90.0
+    assert broke in {asked(it.call(GOOD))[0] for _ in range(10)}
+
+
 # -- admission, ladder, guard --
 
 
@@ -339,6 +366,86 @@ def test_a_pressure_that_is_over_is_reported_too():
     assert 0 < it.target().load.utilisation <= 1
 
 
+LESS_EFFORT = LadderPolicy(rungs=(Rung(level=1, priorities=set(Priority), step=LowerEffort("low")),))
+
+
+def at_once(**fields):
+    """Load is what the last attempts show, at the next look."""
+    return AdmissionPolicy(**{"minimum_throughput": 1, "half_life": 0.001, "dwell": 0.0, **fields})
+
+
+def test_a_retry_is_not_shed():
+    """It was let in: what it met counts for those that come after it."""
+    it = bench(admission=at_once())
+    call = it.call([*BUSY, *GOOD], priority=Priority.BATCH)
+    assert (200, 2) == (call.response.status, call.sent())
+    it.call(BUSY, max_retries=0, priority=Priority.CRITICAL)
+    it.clock.now += 1.0
+    assert "admission" == step(it.call([], priority=Priority.BATCH))
+
+
+def test_an_outage_sheds_nobody():
+    """The circuit refuses, whatever the priority, and its probes are let through."""
+    touchy = BreakerPolicy(minimum_throughput=1, break_duration=4.0, max_break_duration=4.0, jitter=0.0)
+    it = bench(admission=at_once(), breaker=touchy)
+    it.call(BUSY, max_retries=0)
+    it.clock.now += 1.0
+    assert "breaker" == step(it.call([], priority=Priority.BATCH))
+    assert 3 == it.target().load.level
+    it.clock.now += 4.0
+    assert 200 == it.call(GOOD, priority=Priority.BATCH).response.status
+
+
+def test_who_asks_at_several_is_not_let_in_more_often():
+    """Both are at the load at which half of the calls are shed: so half are, not a quarter."""
+    it = bench(
+        A, B, admission=at_once(thresholds=(0.5,), ceiling=1.5, throttle_ratio=1.0), concurrency=None, breaker=None
+    )
+    it.call(BUSY * 2, max_retries=1, priority=Priority.CRITICAL)
+    it.clock.now += 1.0
+    sent = 0
+    for _ in range(400):
+        call = it.prepare(priority=Priority.BATCH).run(1)
+        sent += call.sent()
+        call.close()
+    assert 160 <= sent <= 240
+
+
+def test_a_simpler_request_is_only_for_the_attempt_that_needs_it():
+    """The load is gone when it is tried again: the call is sent as it is, and says nothing of the ladder."""
+    it = bench(admission=at_once(sampling_duration=0.5), ladder=LESS_EFFORT)
+    it.call(BUSY, max_retries=0, priority=Priority.CRITICAL)
+    it.clock.now += 0.1
+    call = it.call([reply(500), b"", *GOOD], priority=Priority.CRITICAL)
+    first, second = (json.loads(request.body) for request in call.requests())
+    assert ("low", None) == (first.get("reasoning_effort"), second.get("reasoning_effort"))
+    assert b"x-resilient-simplified" not in dict(call.response.headers)
+    assert ANSWER == call.response.body
+
+
+def test_a_simplified_stream_says_so_in_its_header():
+    """Its bytes stay as they came."""
+    it = bench(admission=at_once(), ladder=LESS_EFFORT)
+    it.call(BUSY, max_retries=0, priority=Priority.CRITICAL)
+    it.clock.now += 0.1
+    call = it.call([reply(), chunk("x"), chunk(finish="stop"), DONE, b""], stream=True, priority=Priority.CRITICAL)
+    assert b"reasoning_effort" == dict(call.response.headers)[b"x-resilient-simplified"]
+    assert [chunk("x"), chunk(finish="stop"), DONE] == call.chunks
+
+
+def test_a_cheaper_model_has_a_health_of_its_own():
+    """Its closed gate holds the call, not that of the model that was asked for."""
+    rungs = (Rung(level=1, priorities=set(Priority), step=CheaperModel({"deepseek-v4-pro": "deepseek-flash"})),)
+    it = bench(admission=at_once(), ladder=LadderPolicy(rungs=rungs))
+    it.call([reply(429, retry_after="50"), b""], max_retries=0)
+    it.call(BUSY, max_retries=0, priority=Priority.CRITICAL, request=ask(model="deepseek-v4-pro"))
+    it.clock.now += 0.1
+    call = it.call([], timeout=1.0, priority=Priority.CRITICAL, request=ask(model="deepseek-v4-pro"))
+    assert (429, "gate") == (call.response.status, step(call))
+    assert b"api.deepseek.com/deepseek-flash" == dict(call.response.headers)[b"x-resilient-target"]
+    assert [] == it.told(CallSimplified)
+
+
 def test_the_guard_refuses_what_the_server_would():
     """In the server's words, before anything is sent; what cannot be read passes, but not for a tenant with limits."""
     it = bench(guard=GuardPolicy(tenants={"acme": TenantLimits(models={"deepseek-flash"})}, max_body_bytes=500))
@@ -350,6 +457,101 @@ def test_the_guard_refuses_what_the_server_would():
     assert 200 == it.call(GOOD, request=ask(encoded=True)).response.status
     assert 400 == it.call([], request=ask(encoded=True), tenant="acme").response.status
     assert 200 == bench(guard=None).call(GOOD, request=ask(body=b"{")).response.status
+
+
+# -- places --
+
+ONE = ConcurrencyPolicy(initial=1, maximum=1)
+
+
+def test_who_waited_for_a_place_is_asked_at_the_gate_again():
+    """It closed meanwhile: the place is given back for as long as the call waits there, and the reservation, too."""
+    it = bench(concurrency=ONE, rate=RatePolicy(requests_per_minute=6000, burst=1.0))
+    first = it.prepare([reply(503, retry_after="5"), b"busy", b""], max_retries=0).run(1)
+    second = it.prepare(GOOD).run(1)
+    assert ["Wait"] == second.kinds()
+    first.run()
+    assert 1 == it.target().concurrency.in_flight
+    second.run(2)
+    assert (["Wait", "Sleep"], [5.0], 0) == (second.kinds(), second.slept(), it.target().concurrency.in_flight)
+    assert 200 == second.run().response.status
+    assert (0, 0) == (it.target().concurrency.in_flight, it.target().concurrency.queued)
+
+
+def test_who_waited_for_a_place_and_cannot_wait_at_the_gate_gives_it_back():
+    """Refused there, or closed while it waits."""
+    it = bench(concurrency=ONE)
+    first = it.prepare([reply(503, retry_after="50"), b"busy", b""], max_retries=0).run(1)
+    second = it.prepare(timeout=20.0).run(1)
+    third = it.prepare().run(1)
+    first.run()
+    assert (503, "gate") == (second.run().response.status, step(second))
+    third.run(2)
+    assert [["Wait"], ["Wait", "Sleep"]] == [second.kinds(), third.kinds()]
+    third.close()
+    assert (0, 0) == (it.target().concurrency.in_flight, it.target().concurrency.queued)
+
+
+@pytest.mark.parametrize("end", [None, asyncio.CancelledError()])
+def test_who_goes_away_while_it_waits_for_a_place_leaves_the_queue(end):
+    """And a place that was granted meanwhile is given to the next."""
+    it = bench(concurrency=ONE)
+    first = it.prepare().run(1)
+    waiting = [it.prepare(GOOD).run(1) for _ in range(3)]
+    first.close()
+    assert [True, False, False] == [call.effects[0].bell.rung for call in waiting]
+    for call in waiting[:2]:
+        if end is None:
+            call.close()
+        else:
+            with pytest.raises(type(end)):
+                call.throw(end)
+    assert waiting[2].effects[0].bell.rung
+    assert 200 == waiting[2].run().response.status
+    assert (0, 0) == (it.target().concurrency.in_flight, it.target().concurrency.queued)
+
+
+def test_a_full_queue_refuses():
+    """The newcomer; or, when that one matters more, who waits."""
+    it = bench(concurrency=ConcurrencyPolicy(initial=1, maximum=1, queue=1))
+    first = it.prepare().run(1)
+    second = it.prepare(priority=Priority.BATCH).run(1)
+    third = it.call([], priority=Priority.BATCH)
+    assert (429, "concurrency") == (third.response.status, step(third))
+    assert b"as many calls wait already as may" in third.response.body
+    fourth = it.prepare(GOOD, priority=Priority.INTERACTIVE).run(1)
+    assert b"calls that matter more took the queue" in second.run().response.body
+    first.close()
+    assert 200 == fourth.run().response.status
+    assert {"concurrency": 2} == it.engine.statistics().refused
+
+
+def test_nobody_waits_longer_than_is_of_use():
+    """An answer took 4 s lately: of 20 s, 6 are kept for the attempt; and never more than half of the time."""
+    it = bench(concurrency=ONE)
+    it.call([4.0, *GOOD])
+    running, began = it.prepare().run(1), it.clock()
+    late = it.call([], timeout=20.0)
+    assert (429, "concurrency", 14.0) == (late.response.status, step(late), it.clock() - began)
+    assert b"none came free in time" in late.response.body
+    began = it.clock()
+    assert "concurrency" == step(it.call([], timeout=5.0))
+    assert 2.5 == it.clock() - began
+    assert [14.0, 2.5] == [event.delay for event in it.told(StepWaited)]
+    assert 0 == it.target().concurrency.queued
+    running.close()
+
+
+def test_without_a_deadline_a_queue_is_no_delay():
+    """There is all the time of the world."""
+    it = bench(concurrency=ONE)
+    it.call([4.0, *GOOD])
+    calls = [it.prepare(timeout=timeout).run(1) for timeout in (600.0, 600.0, None)]
+    assert 0.0 == it.target().load.queue_delay
+    calls.append(it.prepare(timeout=20.0).run(1))
+    assert 2 * 4.0 / 20.0 == it.target().load.queue_delay
+    for call in calls:
+        call.close()
 
 
 # -- rates --
@@ -389,7 +591,7 @@ def test_usage_corrects_the_estimate():
     assert 960 == left(it)
     it.clock.now += 10
     last = data({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": {"total_tokens": 60}})
-    it.call([reply(), chunk("x"), last, b"data: [DONE]\n\n", b""], stream=True)
+    it.call([reply(), chunk("x"), last, DONE, b""], stream=True)
     assert 940 == left(it)
 
 
@@ -446,3 +648,83 @@ def test_one_that_waits_for_its_rate_goes_elsewhere_if_it_can():
     calls = [it.call(GOOD) for _ in range(3)]
     assert [[], [], [1.0]] == [waited(call) for call in calls]
     assert ["a", "b"] == sorted(asked(calls[0]) + asked(calls[1]))
+
+
+@pytest.mark.parametrize("end", [None, asyncio.CancelledError()])
+def test_a_call_that_never_leaves_uses_up_no_rate(end):
+    """It went away while it waited for its instant."""
+    it = limited(requests_per_minute=60)
+    it.call(GOOD)
+    waiting = it.prepare().run(1)
+    assert -1.0 == it.target().rate.requests
+    if end is None:
+        waiting.close()
+    else:
+        with pytest.raises(type(end)):
+            waiting.throw(end)
+    assert (0.0, 1) == (it.target().rate.requests, it.target().rate.cancelled)
+    assert [1.0] == it.call(GOOD).slept()
+
+
+def test_a_call_that_finds_no_place_uses_up_no_rate():
+    """The queue is full: what it had booked is given back."""
+    it = bench(
+        rate=RatePolicy(requests_per_minute=600, burst=1.0),
+        concurrency=ConcurrencyPolicy(initial=1, maximum=1, queue=0),
+    )
+    running = it.prepare().run(1)
+    before = it.target().rate.requests
+    assert "concurrency" == step(it.call([]))
+    assert (before, 1) == (it.target().rate.requests, it.target().rate.cancelled)
+    running.close()
+
+
+def half_open(**policy):
+    """A circuit that gives one probe at a time, and needs two good ones to close."""
+    probing = BreakerPolicy(
+        minimum_throughput=1, break_duration=1.0, max_break_duration=1.0, jitter=0.0, probes=1, probe_interval=0.0
+    )
+    it = bench(breaker=probing, **policy)
+    it.call(BUSY, max_retries=0)
+    it.clock.now += 2.0
+    return it
+
+
+def gives_a_probe(it):
+    breaker = it.engine._runtime.targets.all()[0].breaker
+    permit = breaker.try_acquire(it.clock())
+    if isinstance(permit, float):
+        return False
+    breaker.release(permit)
+    return True
+
+
+def test_while_it_waits_for_its_rate_a_call_holds_no_permit():
+    """A half-open circuit gives its probes to those that can leave now; and a refused call takes none with it."""
+    it = half_open(rate=RatePolicy(requests_per_minute=6, burst=10.0))
+    waiting = it.prepare(GOOD).run(1)
+    assert ([8.0], True) == (waiting.slept(), gives_a_probe(it))
+    assert 200 == waiting.run().response.status
+    late = it.call([], timeout=1.0)
+    assert (429, "rate", True) == (late.response.status, step(late), gives_a_probe(it))
+
+
+def test_while_it_waits_for_a_place_a_call_holds_no_permit():
+    """The same for the places."""
+    it = half_open(concurrency=ONE)
+    (target,) = it.engine._runtime.targets.all()
+    assert target.places.try_enter()
+    waiting = it.prepare(GOOD).run(1)
+    assert (["Wait"], True) == (waiting.kinds(), gives_a_probe(it))
+    target.places.exit(it.clock(), it.clock())
+    assert 200 == waiting.run().response.status
+
+
+def test_a_call_is_estimated_once():
+    """Its retries are of the same tokens."""
+    counted = []
+    it = limited(tokens_per_minute=60_000)
+    it.engine._runtime.count_tokens = lambda text: counted.append(text) or 100
+    it.call([*BUSY, *GOOD])
+    assert 1 == len(counted)
+    assert 1000 - 106 == it.target().rate.tokens

@@ -87,6 +87,16 @@ def test_the_oldest_goes_first():
     assert 0 == it.statistics().queued
 
 
+def test_with_a_lot_of_time_the_newest_goes_first_after_five_answers_time():
+    """A queue that an overload left behind does not delay who comes after it."""
+    it = places(initial=1)
+    it.answered(0.0, Sample(0.0, 2.0, SIZE, None))
+    old, new = wait(it, until=None, now=0.0), wait(it, until=600.0, now=9.0)
+    newest = wait(it, until=600.0, now=10.1)
+    it.exit(10.1, 10.1)
+    assert [False, False, True] == granted(old, new, newest)
+
+
 def test_the_newest_goes_first_once_the_oldest_has_waited_for_half_of_its_time():
     """Up to the half, the oldest; after it, the newest, until one stands first who has time."""
     it = places()

@@ -88,7 +88,7 @@ class PlacesMachine(RuleBasedStateMachine):
             self.gone.append(loser[0])
         if not attach_late:
             waiter.attach(lambda: self.woken.add(waiter))
-        self.waiting.append((waiter, math.inf if until is None else (self.now + until) / 2))
+        self.waiting.append((waiter, waiter.hurries_at))
         self.admit()
         if attach_late:
             waiter.attach(lambda: self.woken.add(waiter))

@@ -1,9 +1,10 @@
 """Places: who may be in flight to a target, who waits, and who is refused.
 
 `core/limit.py` says how many; this module gives the places out. A call that finds none waits in a bounded queue, higher
-priorities first. Within a priority the oldest goes first, until the oldest has waited for half of what it can: then the
-queue is overloaded, and the newest goes first, because it has the most time left; in turn, they would all be answered
-too late. (Facebook's adaptive LIFO; the switch by the time spent waiting is CoDel's idea.)
+priorities first. Within a priority the oldest goes first, until the oldest has waited for half of what it can, or for
+five times what an answer usually takes: then the queue is overloaded, and the newest goes first. In turn, they would all
+be answered late or too late, and a queue that an overload left behind would delay everybody who comes after it.
+(Facebook's adaptive LIFO; the switch by the time spent waiting is CoDel's idea.)
 
 Nobody waits longer than is of use: `until` is when an attempt would no longer end within the call's deadline. A full
 queue refuses: the newcomer, or, if that one matters more, the least and oldest of those who wait.
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from deepseek_resilient.config import ConcurrencyPolicy
+
+
+_CALM = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ class Places:
         """A place in the queue for a call that can wait until then (None: for ever); or, when it is full, the seconds
         in which it would empty."""
         with self._lock:
-            waiter = Waiter(priority, math.inf if until is None else (now + until) / 2)
+            waiter = Waiter(priority, now + self._calm(math.inf if until is None else until - now))
             self._queues.setdefault(priority, deque()).append(waiter)
             self._queued += 1
             admitted = self._admit(now)
@@ -173,6 +177,12 @@ class Places:
             waiter.granted = True
             admitted.append(waiter)
         return admitted
+
+    def _calm(self, patience: float) -> float:
+        """Seconds that a call may wait before the queue counts as overloaded."""
+        limit = self._limit
+        usual = max(limit.expected(stream=True), limit.expected(stream=False))
+        return min(patience / 2, _CALM * usual) if usual else patience / 2
 
     def _remove(self, waiter: Waiter) -> None:
         self._queues[waiter.priority].remove(waiter)
