@@ -2,8 +2,8 @@
 
 `core/limit.py` says how many; this module gives the places out. A call that finds none waits in a bounded queue, higher
 priorities first. Within a priority the oldest goes first, until the oldest has waited for half of what it can, or for
-five times what an answer usually takes: then the queue is overloaded, and the newest goes first. In turn, they would all
-be answered late or too late, and a queue that an overload left behind would delay everybody who comes after it.
+five times what an answer usually takes: then the queue is overloaded, and the newest goes first. In turn, they would
+all be answered late or too late, and a queue that an overload left behind would delay everybody who comes after it.
 (Facebook's adaptive LIFO; the switch by the time spent waiting is CoDel's idea.)
 
 Nobody waits longer than is of use: `until` is when an attempt would no longer end within the call's deadline. A full
