@@ -107,7 +107,7 @@ class GateClosed(Event):
 
 @dataclass(frozen=True, slots=True)
 class StepWaited(Event):
-    """A call waits `delay` seconds at a step ("gate", "breaker", "rate") before it is sent, or has waited so long for
+    """A call waits `delay` seconds at a step ("route", "gate", "breaker", "rate") before it is sent, or has waited so long for
     a place ("concurrency")."""
 
     call: int

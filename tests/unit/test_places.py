@@ -87,13 +87,13 @@ def test_the_oldest_goes_first():
     assert 0 == it.statistics().queued
 
 
-def test_with_a_lot_of_time_the_newest_goes_first_after_five_answers_time():
+def test_with_a_lot_of_time_the_newest_goes_first_after_the_time_of_ten_answers():
     """A queue that an overload left behind does not delay who comes after it."""
     it = places(initial=1)
     it.answered(0.0, Sample(0.0, 2.0, SIZE, None))
-    old, new = wait(it, until=None, now=0.0), wait(it, until=600.0, now=9.0)
-    newest = wait(it, until=600.0, now=10.1)
-    it.exit(10.1, 10.1)
+    old, new = wait(it, until=None, now=0.0), wait(it, until=600.0, now=19.0)
+    newest = wait(it, until=600.0, now=20.1)
+    it.exit(20.1, 20.1)
     assert [False, False, True] == granted(old, new, newest)
 
 

@@ -2,7 +2,7 @@
 
 `core/limit.py` says how many; this module gives the places out. A call that finds none waits in a bounded queue, higher
 priorities first. Within a priority the oldest goes first, until the oldest has waited for half of what it can, or for
-five times what an answer usually takes: then the queue is overloaded, and the newest goes first. In turn, they would
+ten times what an answer usually takes: then the queue is overloaded, and the newest goes first. In turn, they would
 all be answered late or too late, and a queue that an overload left behind would delay everybody who comes after it.
 (Facebook's adaptive LIFO; the switch by the time spent waiting is CoDel's idea.)
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from deepseek_resilient.config import ConcurrencyPolicy
 
 
-_CALM = 5.0
+_CALM = 10.0
 
 
 @dataclass(frozen=True, slots=True)
