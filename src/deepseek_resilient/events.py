@@ -107,8 +107,8 @@ class GateClosed(Event):
 
 @dataclass(frozen=True, slots=True)
 class StepWaited(Event):
-    """A call waits `delay` seconds at a step ("route", "gate", "breaker", "rate") before it is sent, or has waited so long for
-    a place ("concurrency")."""
+    """A call waits `delay` seconds at a step ("route", "gate", "breaker", "rate") before it is sent, or has waited so
+    long for a place ("concurrency")."""
 
     call: int
     step: str
