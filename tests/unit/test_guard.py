@@ -604,7 +604,8 @@ def test_the_simulated_server_accepts_nothing_that_the_guard_refuses(dialect, re
     finally:
         asks.CONTEXT_TOKENS = real
     verdict = judge(body, dialect, NEAR)
-    if verdict is not None and (only_reported(verdict) or (dialect is FIM and verdict.reason == "too_many_tokens")):
+    uncounted = dialect is FIM or request.get("instructions")  # the lab counts messages and input alone
+    if verdict is not None and (only_reported(verdict) or (uncounted and verdict.reason == "too_many_tokens")):
         return
     if isinstance(answer, asks.Ask):
         assert verdict is None
