@@ -9,12 +9,14 @@ import os
 from collections import deque
 from collections.abc import Coroutine
 from functools import cache, lru_cache
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import httpx2
 
 from deepseek_resilient import wire
+from deepseek_resilient.config.cache import CACHE_HEADER
 from deepseek_resilient.config.quality import PRIORITY_HEADER, Priority
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Request, Response
 from deepseek_resilient.errors import ConfigError, DeadlineExceededError, StreamInterruptedError
@@ -39,8 +41,10 @@ MAX_CONNECTIONS = 1000
 _MAX_RETRIES = MAX_RETRIES_HEADER.encode()
 _CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
 _OF_THE_HOST = frozenset((b"cookie", b"api-key", b"openai-organization", b"openai-project", b"proxy-authorization"))
-_OURS = (_MAX_RETRIES, PRIORITY_HEADER, TENANT_HEADER)
-_LOOKED_AT = frozenset((b"authorization", b"x-api-key", b"accept-encoding", b"content-encoding", *_OURS))
+_OURS = (_MAX_RETRIES, PRIORITY_HEADER, TENANT_HEADER, CACHE_HEADER)
+_VARY = (b"anthropic-version", b"anthropic-beta", b"openai-beta", b"openai-organization", b"openai-project")
+"""Headers that an answer, or who pays for it, depends on."""
+_LOOKED_AT = frozenset((b"authorization", b"x-api-key", b"accept-encoding", b"content-encoding", *_VARY, *_OURS))
 
 
 def library_of(thing: Any) -> Library:
@@ -139,13 +143,26 @@ def prepare(library: Library, request: Any) -> tuple[Request, dict[str, Any]]:
         origin=f"{url.scheme}://{url.netloc.decode('ascii')}",
         path=path,
         body=body,
-        account=hash(account) if account else 0,
+        account=_account(account) if account else 0,
         replayable=replayable,
         native=request,
         adapt=_adapt,
         encoded=found.get(b"content-encoding", b"").strip().lower() not in (b"", b"identity"),
+        variant=_variant(url.query, found, encodings),
     )
     return core_request, timeouts
+
+
+@lru_cache(maxsize=4096)
+def _account(credentials: bytes) -> int:
+    """A number for the account, the same in every process; not to be turned back."""
+    return int.from_bytes(blake2b(credentials, digest_size=8).digest(), "big") or 1
+
+
+def _variant(query: bytes, found: dict[bytes, bytes], encodings: bytes) -> bytes:
+    """What an answer depends on besides address, account and body."""
+    said = [b"%b:%d:%b" % (name, len(found[name]), found[name]) for name in _VARY if name in found]
+    return b"%d:%b" % (b"gzip" in encodings, b"%d:%b" % (len(query), query) + b"".join(said))
 
 
 def _told(headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
@@ -163,6 +180,10 @@ def _told(headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
         told["priority"] = Priority.parse(priority, PRIORITY_HEADER.decode())
     if (tenant := found.get(TENANT_HEADER)) is not None:
         told["tenant"] = tenant
+    if (caching := found.get(CACHE_HEADER)) is not None:
+        if caching not in ("use", "refresh", "bypass"):
+            raise ConfigError(CACHE_HEADER.decode(), caching[:64], '"use", "refresh" or "bypass"')
+        told["caching"] = caching
     return told
 
 
@@ -190,7 +211,7 @@ def _adapt(request: Request, body: bytes, upstream: Upstream | None) -> Request:
             named = any(name.lower() == b"x-api-key" for name, _ in native.headers.raw)
             dropped |= _CREDENTIALS
             added.append((b"x-api-key", key) if named else (b"Authorization", b"Bearer " + key))
-            account = hash(upstream.api_key)
+            account = _account(added[-1][1])
     headers = library.Headers([*added, *(pair for pair in native.headers.raw if pair[0].lower() not in dropped)])
     if body is request.body:  # making a request anew costs more than all that the engine does with it
         sent = object.__new__(type(native))

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from deepseek_resilient.config import (
         AdmissionPolicy,
         BreakerPolicy,
+        CachePolicy,
         ConcurrencyPolicy,
         GuardPolicy,
         Policy,
@@ -21,6 +22,7 @@ def describe(policy: Policy) -> str:
     retry, budget, gate, stream = policy.retry, policy.budget, policy.gate, policy.stream
     steps = [
         ("guard", _guard(policy.guard)),
+        ("cache", _cache(policy.cache)),
         ("deadline", f"{_seconds(policy.deadline)} for the whole call (timeout= goes before it)"),
         ("retry", f"stop: {_strategy(retry.stop)}; wait: {_strategy(retry.wait)}; Retry-After up to "
                   f"{_seconds(retry.max_retry_after)} goes before it"),
@@ -49,6 +51,17 @@ def _guard(policy: GuardPolicy | None) -> str:
     return (
         f"refused here is what the server would refuse: no JSON, wrong fields, more than "
         f"{policy.max_body_bytes} bytes, {policy.max_prompt_tokens} tokens or {policy.max_nesting} levels{tenants}"
+    )
+
+
+def _cache(policy: CachePolicy | None) -> str:
+    if policy is None:
+        return "off: no answer is kept or shared"
+    whose = {"deterministic": "deterministic calls", "all": "all calls", "asked": "calls that ask for it"}[policy.calls]
+    where = "memory" if policy.path is None else f"memory and {policy.path}"
+    return (
+        f"answers to {whose} are kept in {where} for {_seconds(policy.lifetime)}, {_seconds(policy.stale)} more where "
+        f"a call fails{'; identical calls in flight share one' if policy.share else ''}"
     )
 
 

@@ -29,13 +29,23 @@ if TYPE_CHECKING:
 
     import pybreaker
 
+    from deepseek_resilient.config import CachePolicy
     from deepseek_resilient.core.effects import CallCoroutine
     from deepseek_resilient.core.messages import Request
     from deepseek_resilient.core.routing import Router
+    from deepseek_resilient.core.sharing import Store
 
 
 def _fresh_random() -> Random:
     return Random()  # noqa: S311 -- jitter, not secrets
+
+
+def _store_of(policy: CachePolicy | None, wall: Callable[[], float]) -> Store | None:
+    if policy is None or policy.path is None:
+        return None
+    from deepseek_resilient.store import SqliteStore
+
+    return SqliteStore(policy.path, max_bytes=policy.path_bytes, wall=wall)
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -76,6 +86,7 @@ class Engine:
             "count_tokens": estimate if self._policy.rate.tokens_per_minute is None else token_counter(),
             "breaker_listeners": tuple(breaker_listeners),
             "breaker_storage": breaker_storage,
+            "store": _store_of(self._policy.cache, wall),
         }
         self._runtime = Runtime(self._policy, random=random or _fresh_random(), **self._options)
         _engines.add(self)
@@ -109,6 +120,7 @@ class Engine:
         max_retries: int | None = None,
         priority: Priority | None = None,
         tenant: str = "",
+        caching: Literal["", "use", "refresh", "bypass"] = "",
     ) -> CallCoroutine:
         """The coroutine of one call, for a driver. Nothing happens before it is driven.
 
@@ -119,6 +131,8 @@ class Engine:
             max_retries: at most this many retries for this call, instead of the policy's `retry.stop`.
             priority: how much it matters; None for the policy's own.
             tenant: whose limits of the guard hold for it; "" for the general ones.
+            Cached answers are never shared between tenants.
+            caching: what the call says of the cache (`CachePolicy.calls`).
         """
         runtime = self._runtime
         now = runtime.clock()
@@ -141,6 +155,7 @@ class Engine:
                 priority=Priority.parse(self._policy.priority) if priority is None else priority,
                 tenant=tenant,
                 fields=fields,
+                caching=caching,
             ),
         )
 

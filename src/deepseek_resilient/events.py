@@ -157,6 +157,16 @@ class CallSimplified(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerReused(Event):
+    """A call gets an answer that was not made for it: kept ("hit", or "stale": past its lifetime), `age` seconds old;
+    or that of an identical call in flight ("joined")."""
+
+    call: int
+    how: str
+    age: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class CallRefused(Event):
     """A step refused the call before anything was sent."""
 
@@ -168,7 +178,7 @@ class CallRefused(Event):
 
 @dataclass(frozen=True, slots=True)
 class CallEnded(Event):
-    """A call is over: its last verdict, attempts, seconds in all and seconds spent waiting between attempts."""
+    """A call is over: its last verdict (or how its answer was reused), attempts, seconds in all and seconds spent waiting between attempts."""
 
     call: int
     attempts: int

@@ -38,7 +38,7 @@ FIELDS = setting_fields()
 def value_of(policy: Policy, name: str) -> Any:
     """The value of `retry.stop`, say."""
     part, _, inner = name.partition(".")
-    return getattr(getattr(policy, part), inner) if inner else getattr(policy, part)
+    return getattr(getattr(policy, part) or PARTS[part](), inner) if inner else getattr(policy, part)
 
 
 def same(one: object, other: object) -> bool:
@@ -65,7 +65,7 @@ def test_a_setting_is_told_as_it_is(name: str) -> None:
     assert str(FIELDS[name].type).replace(" | ", " or ") == code(kind)
     assert same(value_of(Policy(), name), evaluated(code(default)))
     part, _, inner = name.partition(".")
-    owner, field = (getattr(Policy(), part), inner) if inner else (Policy(), part)
+    owner, field = (getattr(Policy(), part) or PARTS[part](), inner) if inner else (Policy(), part)
     with pytest.raises(ConfigError) as refused:
         replace(owner, **{field: object()})
     assert refused.value.allowed == allowed.replace("`", "")
@@ -84,8 +84,11 @@ def test_every_environment_variable_is_told() -> None:
 def test_a_default_can_be_given_by_its_variable(name: str) -> None:
     """The variable of a setting sets that setting."""
     default = value_of(Policy(), name)
-    text = {"retry.stop": "6"}.get(name, "on" if name in SWITCHED else str(default))
-    policy = Policy.from_env({code(SETTINGS[name][4]): text})
+    switch = "off" if default is None else "on"
+    text = {"retry.stop": "6"}.get(name, switch if name in SWITCHED else str(default))
+    part, _, inner = name.partition(".")
+    on = {f"DEEPSEEK_RESILIENT_{part.upper()}": "on"} if inner and getattr(Policy(), part) is None else {}
+    policy = Policy.from_env({**on, code(SETTINGS[name][4]): text})
     assert same(default, value_of(policy, name))
 
 

@@ -13,6 +13,7 @@ from deepseek_resilient.config import (
     AdmissionPolicy,
     BreakerPolicy,
     BudgetPolicy,
+    CachePolicy,
     ConcurrencyPolicy,
     GatePolicy,
     GuardPolicy,
@@ -57,6 +58,9 @@ BAD = {
     "AdmissionPolicy | None": [{}, RetryPolicy(), AdmissionPolicy, False, "off"],
     "LadderPolicy": [None, {}, RetryPolicy(), LadderPolicy, 3],
     "GuardPolicy | None": [{}, RetryPolicy(), GuardPolicy, False, "off"],
+    "CachePolicy | None": [{}, RetryPolicy(), CachePolicy, False, "off"],
+    "Literal['deterministic', 'all', 'asked']": ["", "ALL", None, 1, True, []],
+    "str | None": [3, "", [], b"x", "a\0b"],
     "StreamPolicy": [None, {}, RetryPolicy(), StreamPolicy, 3],
 }
 
@@ -215,10 +219,15 @@ GOOD = {
     "float | None": ("0.75", 0.75),
     "int": ("21", 21),
     "int | None": ("21", 21),
+    "max_bytes": ("100001", 100_001),
+    "path_bytes": ("100001", 100_001),
+    "path": ("answers.db", "answers.db"),
     "str": ("batch", "batch"),
     "bool": ("false", False),
     "Literal['refuse', 'wait']": ("wait", "wait"),
+    "Literal['deterministic', 'all', 'asked']": ("all", "all"),
 }
+GOOD["str | None"] = GOOD["path"]
 
 
 def _settings():
@@ -233,6 +242,11 @@ def _settings():
 SETTINGS = list(_settings())
 
 
+def switched_on(part):
+    """The variable without which those of a part that is off by default are refused."""
+    return {f"{PREFIX}{part.upper()}": "on"} if part and getattr(Policy(), part) is None else {}
+
+
 def got(policy, part, field):
     return getattr(getattr(policy, part) if part else policy, field)
 
@@ -240,7 +254,8 @@ def got(policy, part, field):
 def test_every_known_variable_is_tested_here():
     """No setting is forgotten: the known names are these and the special ones."""
     special = {
-        f"{PREFIX}{name}" for name in ("PRESET", "BREAKER", "CONCURRENCY", "ADMISSION", "GUARD", "RETRY_ATTEMPTS")
+        f"{PREFIX}{name}"
+        for name in ("PRESET", "BREAKER", "CONCURRENCY", "ADMISSION", "GUARD", "CACHE", "RETRY_ATTEMPTS")
     }
     assert special | {variable for variable, *_ in SETTINGS} == set(environment.known())
     assert len(environment.known()) == len(set(environment.known()))
@@ -250,9 +265,9 @@ def test_every_known_variable_is_tested_here():
 def test_every_variable_sets_its_field_and_no_other(variable, part, field, kind):
     """One variable, one change."""
     text, value = GOOD[field if field in GOOD else kind]
-    policy = Policy.from_env({variable: f"  {text} ", "OTHER": "x"})
+    policy = Policy.from_env(switched_on(part) | {variable: f"  {text} ", "OTHER": "x"})
     assert value == got(policy, part, field)
-    changed = replace(getattr(Policy(), part), **{field: value}) if part else value
+    changed = replace(getattr(Policy.from_env(switched_on(part)), part), **{field: value}) if part else value
     assert replace(Policy(), **{part or field: changed}) == policy
 
 
@@ -261,20 +276,22 @@ def test_every_variable_sets_its_field_and_no_other(variable, part, field, kind)
 def test_only_an_optional_setting_can_be_turned_off(variable, part, field, kind, word):
     """ "none" and "off" are None where None is allowed, and an error elsewhere."""
     if "None" in kind:
-        assert got(Policy.from_env({variable: word}), part, field) is None
+        assert got(Policy.from_env(switched_on(part) | {variable: word}), part, field) is None
     else:
         with pytest.raises(ConfigError, match=f"^{variable}='{word}': must be "):
-            Policy.from_env({variable: word})
+            Policy.from_env(switched_on(part) | {variable: word})
 
 
 @pytest.mark.parametrize(("variable", "part", "field", "kind"), SETTINGS)
 @pytest.mark.parametrize("text", ["", "-3", "nan", "inf", "1e999", "yes", "9" * 5000])
 def test_a_bad_value_in_the_environment_names_the_variable(variable, part, field, kind, text):
     """Not a number, not finite, negative or empty: the error names the variable and its text."""
+    if kind == "str | None":
+        pytest.skip("any text but the empty one is a path")
     if text.startswith("9"):
         text = "1_0_" if "int" not in kind else "9" * 5000
     with pytest.raises(ConfigError) as caught:
-        Policy.from_env({variable: text})
+        Policy.from_env(switched_on(part) | {variable: text})
     assert (variable, text) == (caught.value.field, caught.value.value)
 
 

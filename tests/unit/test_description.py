@@ -8,6 +8,7 @@ import tenacity
 from deepseek_resilient.backoff import wait_full_jitter
 from deepseek_resilient.config import (
     BreakerPolicy,
+    CachePolicy,
     GuardPolicy,
     LadderPolicy,
     Policy,
@@ -36,7 +37,7 @@ def test_one_numbered_line_per_step():
     """In the order a call passes them."""
     names = [line.split()[:2] for line in describe(Policy()).splitlines()]
     steps = [
-        "guard", "deadline", "retry", "budget", "route", "admission", "ladder", "gate", "breaker", "rate", "places",
+        "guard", "cache", "deadline", "retry", "budget", "route", "admission", "ladder", "gate", "breaker", "rate", "places",
         "send", "stream", "verdict",
     ]  # fmt: skip
     assert [[f"{number}.", name] for number, name in enumerate(steps, 1)] == names
@@ -81,6 +82,13 @@ def test_one_numbered_line_per_step():
         ("places", Policy(concurrency=None), "no limit of calls in flight"),
         ("send", Policy(attempt_timeout=9), "connect 5 s; attempt 9 s"),
         ("send", Policy(), "attempt no limit"),
+        ("cache", Policy(), "off: no answer is kept or shared"),
+        (
+            "cache",
+            Policy(cache=CachePolicy(lifetime=60, path="a.db")),
+            "deterministic calls are kept in memory and a.db for 60 s, 3600 s more where a call fails; identical",
+        ),
+        ("cache", Policy(cache=CachePolicy(calls="asked", share=False)), "answers to calls that ask for it are kept"),
         ("stream", Policy(), "first content within 60 s; silence at most 60 s"),
         ("stream", Policy(), "finish_reason and [DONE]"),
         ("stream", Policy(stream=StreamPolicy(silence=None)), "silence at most no limit"),

@@ -24,7 +24,7 @@ FLOORS = {
     "errors": 0, "events": 0, "wire": 0, "backoff": 0, "proxies": 0,
     "config": 1,
     "core": 2, "description": 2,
-    "tokenizer": 2.5, "upstreams": 2.5, "engine": 3, "drivers": 3, "bridge": 3,
+    "store": 2.5, "tokenizer": 2.5, "upstreams": 2.5, "engine": 3, "drivers": 3, "bridge": 3,
     "senders": 4, "aiohttp_transport": 4,
     "transport": 5,
     "client": 6,

@@ -9,6 +9,7 @@ Precedence: call, client, environment (`from_env`, the only place that reads it)
 
 from __future__ import annotations
 
+from deepseek_resilient.config.cache import CachePolicy
 from deepseek_resilient.config.guard import GuardPolicy, TenantLimits
 from deepseek_resilient.config.policy import Policy
 from deepseek_resilient.config.quality import (
@@ -20,6 +21,7 @@ from deepseek_resilient.config.quality import (
     Refuse,
     Rung,
     ShorterAnswer,
+    StaleAnswer,
     ThinkingOff,
 )
 from deepseek_resilient.config.rate import RatePolicy
@@ -36,8 +38,8 @@ from deepseek_resilient.config.routing import RoutingPolicy, Upstream
 from deepseek_resilient.config.traffic import ConcurrencyPolicy
 
 __all__ = [
-    "AdmissionPolicy", "BreakerPolicy", "BudgetPolicy", "CheaperModel", "ConcurrencyPolicy", "GatePolicy",
+    "AdmissionPolicy", "BreakerPolicy", "BudgetPolicy", "CachePolicy", "CheaperModel", "ConcurrencyPolicy", "GatePolicy",
     "GuardPolicy", "LadderPolicy", "LowerEffort", "Policy", "Priority", "RatePolicy", "Refuse",
-    "RetryPolicy", "RoutingPolicy", "Rung", "ShorterAnswer", "StopStrategy", "StreamPolicy",
+    "RetryPolicy", "RoutingPolicy", "Rung", "ShorterAnswer", "StaleAnswer", "StopStrategy", "StreamPolicy",
     "TenantLimits", "ThinkingOff", "Upstream", "WaitStrategy",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import tenacity
 
 from deepseek_resilient.backoff import wait_full_jitter
+from deepseek_resilient.config.cache import CachePolicy
 from deepseek_resilient.config.checks import label, number
 from deepseek_resilient.config.guard import GuardPolicy
 from deepseek_resilient.config.quality import AdmissionPolicy, LadderPolicy, Priority
@@ -35,6 +36,7 @@ PARTS: tuple[tuple[str, type, bool], ...] = (
     ("ladder", LadderPolicy, False),
     ("guard", GuardPolicy, True),
     ("stream", StreamPolicy, False),
+    ("cache", CachePolicy, True),
 )
 """Name, type, and whether None turns it off."""
 
@@ -67,6 +69,7 @@ class Policy:
     ladder: LadderPolicy = field(default_factory=LadderPolicy)
     guard: GuardPolicy | None = field(default_factory=GuardPolicy)
     stream: StreamPolicy = field(default_factory=StreamPolicy)
+    cache: CachePolicy | None = None
 
     def __post_init__(self) -> None:
         number(self, "deadline", 0, above=True, optional=True)

@@ -157,14 +157,23 @@ class ShorterAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class StaleAnswer:
+    """An answer that was kept and is no older than `cache.stale_if_error` allows, instead of the call; see
+    `CachePolicy`. Where there is none, the next rungs go on."""
+
+    def __str__(self) -> str:
+        return "a stale answer, where one is kept"
+
+
+@dataclass(frozen=True, slots=True)
 class Refuse:
-    """A clear refusal, whatever admission says. Stale answers and a local model will be steps before it."""
+    """A clear refusal, whatever admission says. A local model will be a step before it."""
 
     def __str__(self) -> str:
         return "refused"
 
 
-Step = CheaperModel | LowerEffort | ThinkingOff | ShorterAnswer | Refuse
+Step = CheaperModel | LowerEffort | ThinkingOff | ShorterAnswer | StaleAnswer | Refuse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +199,8 @@ class Rung:
 
 
 DEFAULT_RUNGS = (
+    Rung(level=1, priorities={Priority.STANDARD, Priority.BATCH}, step=StaleAnswer()),
+    Rung(level=2, priorities={Priority.INTERACTIVE}, step=StaleAnswer()),
     Rung(level=2, priorities={Priority.STANDARD}, step=LowerEffort("low")),
     Rung(level=3, priorities={Priority.INTERACTIVE}, step=LowerEffort("low")),
 )
@@ -199,7 +210,7 @@ DEFAULT_RUNGS = (
 class LadderPolicy:
     """What becomes of a call under load, before it is refused.
 
-    The default is careful: standard calls reason less from level 2 on and interactive ones from level 3 on, that is
+    The default is careful: answers that are kept (there are none without a `CachePolicy`) go before calls. Standard calls reason less from level 2 on and interactive ones from level 3 on, that is
     while others of their priority are shed. Batch is shed and not simplified, for it can come again later; critical is
     left alone. No answer is cut shorter, as half an answer may be worse than none, and no other model answers unless
     you say which one may.

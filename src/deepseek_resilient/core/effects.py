@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Callable, Coroutine, Generator
 
     from deepseek_resilient.core.messages import Failure, Reply, Request, Response
     from deepseek_resilient.core.waiting import Bell
@@ -47,6 +47,29 @@ class Wait(Effect[None]):
     def __init__(self, bell: Bell, *, until: float | None) -> None:
         self.bell = bell
         self.until = until
+
+
+class Do(Effect[Any]):
+    """Do `work`, which may block, where it delays nobody else; answers what it returns, or throws what it raises."""
+
+    __slots__ = ("work",)
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work = work
+
+
+class Spawn(Effect["Callable[[], None]"]):
+    """Drive `coroutine` beside this call, whatever becomes of it; answers at once with what cancels it.
+
+    The coroutine hands nothing to a caller: neither `Respond` nor `Emit`. Cancelling is thread-safe, does not wait, and
+    does nothing after its end. `ended` is called once it is over, also where it was cancelled before it began.
+    """
+
+    __slots__ = ("coroutine", "ended")
+
+    def __init__(self, coroutine: Coroutine[Effect[Any], Any, None], ended: Callable[[], None]) -> None:
+        self.coroutine = coroutine
+        self.ended = ended
 
 
 class Send(Effect["Reply | Failure"]):
@@ -103,25 +126,36 @@ class Respond(Effect[None]):
         self.response = response
 
 
+class Ready(Effect[None]):
+    """Go on at once."""
+
+    __slots__ = ()
+
+
+_READY = Ready()
+
+
 class Emit(Effect["bytes | Failure"]):
     """Hand bytes of the body to the caller; when the caller asks for more, read on, and answer as `Read` does.
 
     `patience` bounds that reading in seconds (None: for ever); the time that the caller takes does not count. `asked`
-    is the instant at which the caller asked for more.
+    is the instant at which the caller asked for more. Without a reply there is nothing to read: the answer is None.
     """
 
     __slots__ = ("_read", "asked", "chunk", "patience")
 
-    def __init__(self, chunk: bytes, reply: Reply, *, patience: float | None) -> None:
+    def __init__(self, chunk: bytes, reply: Reply | None, *, patience: float | None) -> None:
         self.chunk = chunk
         self.patience = patience
         self.asked = 0.0
-        self._read = Read(reply, until=None)
+        self._read = None if reply is None else Read(reply, until=None)
 
-    def ask(self, now: float) -> Read:
-        """For the driver: the caller asks for more at `now`; what is to be read."""
+    def ask(self, now: float) -> Read | Ready:
+        """For the driver: the caller asks for more at `now`; what is to be done for it."""
         self.asked = now
         read = self._read
+        if read is None:
+            return _READY
         read.until = None if self.patience is None else now + self.patience
         return read
 

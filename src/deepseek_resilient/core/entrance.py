@@ -13,7 +13,7 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from deepseek_resilient import wire
-from deepseek_resilient.config.quality import Refuse
+from deepseek_resilient.config.quality import Refuse, StaleAnswer
 from deepseek_resilient.core.breaker import NO_PERMIT
 from deepseek_resilient.core.effects import Sleep, Wait
 from deepseek_resilient.core.ladder import simplify, steps
@@ -43,7 +43,7 @@ _HEADROOM = 1.5
 """A call leaves the queue when less than this many times the usual time of an answer is left of its deadline."""
 
 
-_REFUSE = Refuse()
+_REFUSE, _STALE = Refuse(), StaleAnswer()
 
 
 class Entry(NamedTuple):
@@ -145,7 +145,7 @@ async def _enter_at(runtime: Runtime, call: Call, upstream: Upstream | None, *, 
             return shed
         level, load = target.admission.meter.look(runtime.clock())
         taken = steps(runtime.policy.ladder, level, call.priority)
-        if _REFUSE in taken:
+        if _REFUSE in taken or (call.has_stale and _STALE in taken):
             return _shed_error(call, target, load, target.admission.dwell)
         if taken and (fields := _simplify(runtime, call, level)) is not None and "model" in call.simplified:
             target = _target_of(runtime, call, upstream, str(fields["model"]))

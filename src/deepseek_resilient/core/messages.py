@@ -22,9 +22,10 @@ class Request:
 
     `replayable` is False when the body can be read only once: such a request is sent at most once. `adapt` makes a
     request like it with another body, for another upstream (None: the same address). `encoded` bodies cannot be read.
+    `variant` is what else the answer depends on: the query, some headers.
     """
 
-    __slots__ = ("account", "adapt", "body", "encoded", "method", "native", "origin", "path", "replayable")
+    __slots__ = ("account", "adapt", "body", "encoded", "method", "native", "origin", "path", "replayable", "variant")
 
     def __init__(
         self,
@@ -38,9 +39,11 @@ class Request:
         native: object = None,
         adapt: Adapt | None = None,
         encoded: bool = False,
+        variant: bytes = b"",
     ) -> None:
         self.adapt = adapt
         self.encoded = encoded
+        self.variant = variant
         self.method = method
         self.origin = origin
         self.path = path

@@ -13,7 +13,8 @@
               │                  └ core/retry.py, core/budget.py               again? when? who pays?
               └ core/guard.py; core/runtime.py (Call)                          would the server refuse it anyway?
 
-Places kept for what is still to come: cache before `retry`, hedge around `enter`.
+Between guard and retry: core/sharing.py (core/cache.py, core/flight.py), where a known answer ends the call.
+A place kept for what is still to come: hedge around `enter`.
 
 Everything here is a value: a `Response` (an error reply, or a refusal of ours, too), a `Failure`, or None after a
 stream that was handed over whole. Exceptions are for the drivers' cancellation and for mistakes.
@@ -21,6 +22,7 @@ stream that was handed over whole. Exceptions are for the drivers' cancellation 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from deepseek_resilient import wire
@@ -32,6 +34,7 @@ from deepseek_resilient.core.guard import inspect
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
 from deepseek_resilient.core.refusal import response_of
 from deepseek_resilient.core.retry import next_delay
+from deepseek_resilient.core.sharing import answer, key_of
 from deepseek_resilient.core.stream import Decoder, relay
 from deepseek_resilient.errors import InvalidRequestError, OverloadedError, RejectedError
 from deepseek_resilient.events import CallEnded, CallRefused, CallStarted, RetryScheduled, RetryStopped
@@ -55,13 +58,16 @@ async def run(runtime: Runtime, call: Call) -> Outcome:
         fault = _inspect(runtime, call)
         if fault is not None:
             return _finish(call, _refuse(runtime, call, fault))
-        runtime.budget.deposit()
-        return await _with_retries(runtime, call)
+        sharing = runtime.sharing
+        key = None if sharing is None else key_of(sharing, call)
+        if sharing is None or key is None:
+            return await _lead(runtime, call)
+        return await answer(runtime, call, sharing, key, partial(_lead, runtime))
     finally:
         runtime.count_end()
         if told:
             now = runtime.clock()
-            last = call.verdicts[-1] if call.verdicts else "none"
+            last = call.source or (call.verdicts[-1] if call.verdicts else "none")
             runtime.listeners.emit(CallEnded(now, call.number, call.attempts, last, now - call.started, call.waited))
 
 
@@ -78,6 +84,12 @@ def _inspect(runtime: Runtime, call: Call) -> RejectedError | None:
     if refused is None:
         return None
     return InvalidRequestError(refused.message, step="guard", http_status=refused.status, param=refused.param)
+
+
+async def _lead(runtime: Runtime, call: Call) -> Outcome:
+    """Ask for the answer."""
+    runtime.budget.deposit()
+    return await _with_retries(runtime, call)
 
 
 async def _with_retries(runtime: Runtime, call: Call) -> Outcome:

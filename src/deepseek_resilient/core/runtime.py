@@ -19,6 +19,7 @@ from deepseek_resilient.core.concurrency import ConcurrencyStatistics, Places
 from deepseek_resilient.core.gate import Gate, GateStatistics
 from deepseek_resilient.core.rate import RateLimiter, RateStatistics
 from deepseek_resilient.core.routing import Router, UpstreamStatistics
+from deepseek_resilient.core.sharing import Sharing, Store, make_sharing
 from deepseek_resilient.core.target import ServedModel, Target, Targets
 from deepseek_resilient.events import CircuitChanged, Listeners, LoadChanged
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pybreaker
 
     from deepseek_resilient.config import Policy, Priority
+    from deepseek_resilient.core.cache import CacheStatistics
     from deepseek_resilient.core.messages import Request
     from deepseek_resilient.wire import CallInfo
 
@@ -38,15 +40,20 @@ class Call:
     """One call from beginning to end. Belongs to whoever drives it; never shared."""
 
     __slots__ = (
-        "attempts", "connect", "deadline", "dice", "fields", "info", "max_retries", "number", "owed", "priority",
-        "request", "simplified", "size", "started", "target", "tenant", "tokens", "told", "tried", "verdicts", "waited",
+        "attempts", "caching", "connect", "deadline", "dice", "fields", "has_stale", "info", "max_retries", "number",
+        "owed", "priority", "request", "simplified", "size", "source", "started", "target", "tenant", "tokens", "told",
+        "tried", "verdicts", "waited",
     )  # fmt: skip
 
     def __init__(
         self, request: Request, info: CallInfo, *, number: int, started: float, deadline: float | None,
         connect: float | None, max_retries: int | None, priority: Priority, tenant: str, fields: object,
+        caching: str = "",
     ) -> None:  # fmt: skip
         self.priority = priority
+        self.caching = caching
+        self.has_stale = False
+        self.source = ""
         self.tenant = tenant
         self.fields = fields
         self.tokens: int | None = None
@@ -103,6 +110,7 @@ class EngineStatistics:
     budget: BudgetStatistics
     targets: Mapping[str, TargetStatistics]
     upstreams: Mapping[str, UpstreamStatistics]
+    cache: CacheStatistics | None
 
 
 class Runtime:
@@ -120,6 +128,7 @@ class Runtime:
         count_tokens: Callable[[str], int],
         breaker_listeners: tuple[Any, ...] = (),
         breaker_storage: Callable[[str], pybreaker.CircuitBreakerStorage] | None = None,
+        store: Store | None = None,
     ) -> None:
         self.policy = policy
         self.clock = clock
@@ -132,6 +141,9 @@ class Runtime:
         self.router: Router | None = None
         if policy.routing.upstreams:
             self.router = Router(policy.routing, make_lock(), random, clock())
+        self.sharing: Sharing | None = None
+        if policy.cache is not None:
+            self.sharing = make_sharing(policy.cache, make_lock, clock, wall, store)
         self._make_lock = make_lock
         self._breaker_listeners = breaker_listeners
         self._breaker_storage = breaker_storage
@@ -186,11 +198,12 @@ class Runtime:
         }
         budget = self.budget.statistics()
         upstreams = self.router.statistics(now) if self.router else {}
+        cache = self.sharing.statistics() if self.sharing else None
         with self._lock:
             in_flight = self._calls - self._ended
             verdicts, refused = dict(self._verdicts), dict(self._refused)
             return EngineStatistics(
-                self._calls, in_flight, self._attempts, verdicts, refused, budget, targets, upstreams
+                self._calls, in_flight, self._attempts, verdicts, refused, budget, targets, upstreams, cache
             )
 
     def _make_target(self, name: str) -> Target:

@@ -14,7 +14,19 @@ import math
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deepseek_resilient.core.effects import Discard, Emit, Read, Respond, Send, Sleep, Wait, refuse_foreign
+from deepseek_resilient.core.effects import (
+    Discard,
+    Do,
+    Emit,
+    Read,
+    Ready,
+    Respond,
+    Send,
+    Sleep,
+    Spawn,
+    Wait,
+    refuse_foreign,
+)
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
 from deepseek_resilient.drivers.threads import cause_of
 
@@ -127,6 +139,18 @@ class AioCall:
             error = self._raise_as(outcome)
             raise error from cause_of(error, outcome)
 
+    async def run(self) -> None:
+        """Run a coroutine that hands nothing to a caller, to its end."""
+        resume: Resume = self._coroutine.send
+        answer: object = None
+        try:
+            while True:
+                resume, answer = await self._answer(resume(answer))
+        except StopIteration:
+            pass
+        finally:
+            await self.aclose()
+
     async def aclose(self) -> None:
         """End the call now; gives back everything it holds. Safe to repeat."""
         try:  # noqa: SIM105 -- suppress() would cost more than the rest
@@ -176,7 +200,26 @@ class AioCall:
             self._reply = None
             await self._sender.close(effect.reply)
             return None
+        if isinstance(effect, Ready):
+            return None
+        if isinstance(effect, Spawn):
+            return self._spawn(effect)
+        if isinstance(effect, Do):
+            return await self._loop.run_in_executor(None, effect.work)
         raise refuse_foreign(effect)
+
+    def _spawn(self, effect: Spawn) -> Callable[[], None]:
+        beside = AioCall(effect.coroutine, self._sender, clock=self._clock, raise_as=self._raise_as)
+        task = self._loop.create_task(beside.run())
+        _beside.add(task)
+        task.add_done_callback(_beside.discard)
+        task.add_done_callback(lambda _: effect.ended())
+
+        def cancel() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: so is everything on it
+                self._loop.call_soon_threadsafe(task.cancel)
+
+        return cancel
 
     async def _within(self, work: Coroutine[Any, Any, Any], until: float | None) -> Any:
         """Await `work`, at the longest until the instant `until`; `_TIMED_OUT` when that passed."""
@@ -217,6 +260,10 @@ class AioCall:
         else:
             self._fired = True
             self._task.cancel()
+
+
+_beside: set[asyncio.Task[None]] = set()
+"""The loop itself holds its tasks weakly."""
 
 
 async def _rung(bell: Bell) -> None:

@@ -9,7 +9,20 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deepseek_resilient.core.effects import Discard, Effect, Emit, Read, Respond, Send, Sleep, Wait, refuse_foreign
+from deepseek_resilient.core.effects import (
+    Discard,
+    Do,
+    Effect,
+    Emit,
+    Read,
+    Ready,
+    Respond,
+    Send,
+    Sleep,
+    Spawn,
+    Wait,
+    refuse_foreign,
+)
 from deepseek_resilient.core.messages import Failure, FailureKind, RawHeaders, Reply, Response
 
 if TYPE_CHECKING:
@@ -116,7 +129,8 @@ class SimulatedCall:
 
     def start(self) -> None:
         """Run until the call waits for the first time."""
-        self._run(self._coroutine.send, None)
+        if not self._ended:
+            self._run(self._coroutine.send, None)
 
     def cancel(self, error: BaseException | None = None) -> None:
         """The caller goes away: throw `error` into the call, or close it."""
@@ -151,6 +165,14 @@ class SimulatedCall:
                 self.response = effect.response
             elif isinstance(effect, Discard):
                 self._hang_up()
+            elif isinstance(effect, Spawn):
+                beside = SimulatedCall(effect.coroutine, self._sender, self._scheduler, _ignoring(effect.ended))
+                self._scheduler.call_later(0.0, beside.start)
+                answer = beside.cancel
+            elif isinstance(effect, Do):
+                answer = effect.work()
+            elif isinstance(effect, Ready):
+                continue
             elif isinstance(effect, Effect):
                 self._wait_for(effect)
                 return
@@ -214,3 +236,7 @@ class SimulatedCall:
         on_end, self._on_end = self._on_end, None
         if on_end is not None:
             on_end(self)
+
+
+def _ignoring(ended: Callable[[], None]) -> Callable[[SimulatedCall], None]:
+    return lambda _: ended()

@@ -8,10 +8,23 @@ read limit, as it stood when the body began, after the last byte.
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deepseek_resilient.core.effects import Discard, Emit, Read, Respond, Send, Sleep, Wait, refuse_foreign
+from deepseek_resilient.core.effects import (
+    Discard,
+    Do,
+    Emit,
+    Read,
+    Ready,
+    Respond,
+    Send,
+    Sleep,
+    Spawn,
+    Wait,
+    refuse_foreign,
+)
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
 
 if TYPE_CHECKING:
@@ -48,10 +61,16 @@ def wait_on_thread(bell: Bell, timeout: float | None) -> None:
     rung.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
 
 
+def spawn_thread(work: Callable[[], None]) -> None:
+    """Run `work` on a thread of its own, in a copy of this context; the interpreter does not wait for it."""
+    run = contextvars.copy_context().run
+    threading.Thread(target=run, args=(work,), name="deepseek-resilient", daemon=True).start()
+
+
 class ThreadCall:
     """One call on a thread: `start`, then `chunks` if the response has no body, then `close`. One thread at a time."""
 
-    __slots__ = ("_clock", "_coroutine", "_raise_as", "_reply", "_sender", "_sleep", "_wait")
+    __slots__ = ("_cancelled", "_clock", "_coroutine", "_raise_as", "_reply", "_sender", "_sleep", "_spawn", "_wait")
 
     def __init__(
         self,
@@ -62,14 +81,17 @@ class ThreadCall:
         sleep: Callable[[float], object],
         raise_as: Callable[[Failure], BaseException],
         wait: Callable[[Bell, float | None], None] = wait_on_thread,
+        spawn: Callable[[Callable[[], None]], None] = spawn_thread,
     ) -> None:
         self._wait = wait
+        self._spawn = spawn
         self._coroutine = coroutine
         self._sender = sender
         self._clock = clock
         self._sleep = sleep
         self._raise_as = raise_as
         self._reply: Reply | None = None
+        self._cancelled = False
 
     def start(self) -> Response:
         """Run until the response is there (whole, or its head). Raises what `raise_as` makes of a failure."""
@@ -112,6 +134,26 @@ class ThreadCall:
         finally:
             self.close()
 
+    def run(self) -> None:
+        """Run a coroutine that hands nothing to a caller, to its end or until `cancel`."""
+        resume: Resume = self._coroutine.send
+        answer: object = None
+        try:
+            while not self._cancelled:
+                resume, answer = self._answer(resume(answer))
+        except StopIteration:
+            pass
+        except RuntimeError:
+            if not self._cancelled:  # else it was closed between two steps
+                raise
+        finally:
+            self.close()
+
+    def cancel(self) -> None:
+        """End `run` at its next step, at once where it reads. From any thread; safe to repeat."""
+        self._cancelled = True
+        self.close()
+
     def close(self) -> None:
         """End the call now; gives back everything it holds. Safe to repeat."""
         try:  # noqa: SIM105 -- suppress() would cost more than the rest
@@ -150,7 +192,28 @@ class ThreadCall:
             self._reply = None
             self._sender.close(effect.reply)
             return None
+        if isinstance(effect, Ready):
+            return None
+        if isinstance(effect, Spawn):
+            return self._beside(effect)
+        if isinstance(effect, Do):
+            return effect.work()
         raise refuse_foreign(effect)
+
+    def _beside(self, effect: Spawn) -> Callable[[], None]:
+        beside = ThreadCall(
+            effect.coroutine, self._sender, clock=self._clock, sleep=self._sleep, raise_as=self._raise_as,
+            wait=self._wait, spawn=self._spawn,
+        )  # fmt: skip
+
+        def work() -> None:
+            try:
+                beside.run()
+            finally:
+                effect.ended()
+
+        self._spawn(work)
+        return beside.cancel
 
     def _read(self, effect: Read) -> bytes | Failure:
         data = self._sender.read(effect)

@@ -1,0 +1,178 @@
+"""Flights: one upstream call that several callers share, whoever of them began it.
+
+The call is driven beside all of them (`effects.Spawn`): what it hands over is kept in the flight, and every caller, the
+one that began it too, reads it there at its own speed. A caller that joins late gets what has come so far, then the
+rest as it comes. So a caller's cancellation touches nobody else; when the last one has left, the call is cancelled.
+
+A flight is *lost* when its driver was stopped under it (its event loop ended). Who got nothing of it yet begins anew.
+
+(Go's singleflight and nginx' proxy_cache_lock share buffered answers only, and fail everybody when the first one goes.)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from deepseek_resilient.core.effects import Emit, Respond
+from deepseek_resilient.core.waiting import Bell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+    from contextlib import AbstractContextManager
+
+    from deepseek_resilient.core.answer import Answer
+    from deepseek_resilient.core.effects import Effect
+    from deepseek_resilient.core.messages import Failure, Response
+    from deepseek_resilient.core.runtime import Call
+
+_ENOUGH = 0.5
+"""A flight must have this share of the newcomer's time left, or the newcomer begins its own."""
+
+
+class Flight:
+    """One shared call. Read by its passengers, written by the call through `Flights`.
+
+    `response` is the head of a stream, from its commit point on; `outcome`, once `landed`, is the call's own. `error`
+    is what it raised, a mistake of somebody's. `reused` is the answer, if it came from the store.
+    """
+
+    __slots__ = (
+        "call", "cancel", "chunks", "error", "key", "landed", "lost", "outcome", "passengers", "response", "reused",
+        "stale", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, key: bytes, call: Call) -> None:
+        self.key = key
+        self.call = call
+        self.response: Response | None = None
+        self.chunks: list[bytes] = []
+        self.outcome: Response | Failure | None = None
+        self.reused: Answer | None = None
+        self.stale: Answer | None = None
+        self.error: Exception | None = None
+        self.landed = self.lost = False
+        self.cancel: Callable[[], None] | None = None
+        self.passengers = 1
+        self.waiting: list[Bell] = []
+
+
+class Flights:
+    """The flights of one engine that may still be joined. Thread-safe."""
+
+    def __init__(self, lock: AbstractContextManager[object]) -> None:
+        self._lock = lock
+        self._flights: dict[bytes, Flight] = {}
+
+    def board(self, key: bytes, call: Call, now: float) -> tuple[Flight, bool]:
+        """A seat in the flight of that key, and whether this call has to make it."""
+        with self._lock:
+            flight = self._flights.get(key)
+            if flight is not None and _is_good_for(flight.call, call, now):
+                flight.passengers += 1
+                return flight, False
+            flight = self._flights[key] = Flight(key, call)
+            return flight, True
+
+    def is_under_way(self, key: bytes) -> bool:
+        """Whether there is a flight of that key."""
+        with self._lock:
+            return key in self._flights
+
+    def leave(self, flight: Flight) -> None:
+        """Give the seat back; the call is cancelled when it was the last one and there is more to come."""
+        with self._lock:
+            flight.passengers -= 1
+            if flight.passengers or flight.landed:
+                return
+            self._forget(flight)
+        if flight.cancel is not None:
+            flight.cancel()
+
+    def listen(self, flight: Flight, seen: int) -> Bell | None:
+        """What rings when more has come than `seen` chunks (-1: than nothing, not even a head); None if it has."""
+        with self._lock:
+            if flight.landed or (flight.response is not None if seen < 0 else len(flight.chunks) > seen):
+                return None
+            bell = Bell()
+            flight.waiting.append(bell)
+            return bell
+
+    def begin(self, flight: Flight, response: Response) -> None:
+        """The head of a stream."""
+        flight.response = response
+        self._ring(flight)
+
+    def feed(self, flight: Flight, chunk: bytes) -> None:
+        """More of the stream."""
+        flight.chunks.append(chunk)
+        self._ring(flight)
+
+    def land(
+        self, flight: Flight, outcome: Response | Failure | None = None, *,
+        reused: Answer | None = None, error: Exception | None = None, lost: bool = False,
+    ) -> None:  # fmt: skip
+        """The end of it; the first one counts. Nobody joins it any more."""
+        with self._lock:
+            if flight.landed:
+                return
+            flight.outcome, flight.reused, flight.error, flight.lost = outcome, reused, error, lost
+            flight.landed = True
+            self._forget(flight)
+        self._ring(flight)
+
+    def _forget(self, flight: Flight) -> None:
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
+
+    def _ring(self, flight: Flight) -> None:
+        with self._lock:
+            waiting, flight.waiting = flight.waiting, []
+        for bell in waiting:
+            bell.ring()
+
+
+class Recorded:
+    """Awaits `coroutine`, a call; what it would hand to its caller goes into `flight` instead."""
+
+    __slots__ = ("_clock", "_coroutine", "_flight", "_flights")
+
+    def __init__(
+        self, flights: Flights, flight: Flight, coroutine: Coroutine[Effect[Any], Any, Any], clock: Callable[[], float]
+    ) -> None:
+        self._flights = flights
+        self._flight = flight
+        self._coroutine = coroutine
+        self._clock = clock
+
+    def __await__(self) -> Generator[Effect[Any], Any, Response | Failure | None]:
+        coroutine = self._coroutine
+        resume: Callable[[Any], Any] = coroutine.send
+        answer: object = None
+        while True:
+            try:
+                effect = resume(answer)
+            except StopIteration as stop:
+                outcome: Response | Failure | None = stop.value
+                return outcome
+            resume, answer = coroutine.send, None
+            if effect.__class__ is Respond:
+                self._flights.begin(self._flight, effect.response)
+                continue
+            if effect.__class__ is Emit:
+                self._flights.feed(self._flight, effect.chunk)
+                effect = effect.ask(self._clock())
+            try:
+                answer = yield effect
+            except BaseException as error:
+                resume, answer = coroutine.throw, error
+
+
+def _is_good_for(flying: Call, call: Call, now: float) -> bool:
+    """Whether `call` is served as well by that flight: it matters no less, and has time enough."""
+    if flying.priority < call.priority:
+        return False
+    if flying.deadline is None:
+        return True
+    if call.deadline is None:
+        return False
+    return flying.deadline - now >= _ENOUGH * (call.deadline - now)

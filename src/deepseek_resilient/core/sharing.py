@@ -1,0 +1,359 @@
+"""An answer that is known already, or on its way to somebody else, is not asked for again.
+
+    answer ── kept and fresh ────────────── given at once                                       "hit"
+           ├─ a little too old ──────────── given at once, a new one is fetched beside it       "stale"
+           ├─ the same call in flight ───── shared, from its first byte (core/flight.py)        "joined"
+           └─ else: a flight of its own ─── the store on disk is asked first; what comes is kept
+                └─ which fails ──────────── what was kept, if it is not older than that allows  "stale"
+
+The word stands in the reply's `x-resilient-cache`, with `age` in seconds, and in the event `AnswerReused`.
+
+A failure is shared once by those who waited for it, and kept by nobody. Only when the flight ended by the limits of who
+began it (its deadline, its event loop), those who have time left and got nothing yet begin another one.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from deepseek_resilient import wire
+from deepseek_resilient.core.answer import Answer
+from deepseek_resilient.core.cache import AnswerCache, CacheStatistics
+from deepseek_resilient.core.effects import Do, Emit, Respond, Sleep, Spawn, Wait
+from deepseek_resilient.core.fingerprint import fingerprint, is_deterministic
+from deepseek_resilient.core.flight import Flight, Flights, Recorded
+from deepseek_resilient.core.messages import Failure, FailureKind, RawHeaders, Response
+from deepseek_resilient.core.sse import EventStreamParser, EventTooLongError
+from deepseek_resilient.core.verdict import VerdictKind
+from deepseek_resilient.events import AnswerReused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from contextlib import AbstractContextManager
+    from typing import Any
+
+    from deepseek_resilient.config import CachePolicy
+    from deepseek_resilient.core.effects import Effect
+    from deepseek_resilient.core.runtime import Call, Runtime
+
+    Lead = Callable[[Call], Coroutine[Effect[Any], Any, Response | Failure | None]]
+    Outcome = Response | Failure | None
+
+_CUT = (FailureKind.CUT, FailureKind.SILENT)
+_NOT_KEPT = frozenset(
+    (b"connection", b"keep-alive", b"set-cookie", b"te", b"trailer", b"transfer-encoding", b"upgrade")
+)
+_OF_ITS_CALL = frozenset((b"x-resilient-attempts", b"x-resilient-waited"))
+_ENCODINGS = (b"", b"identity", b"gzip", b"x-gzip", b"deflate")
+
+
+class Store(Protocol):
+    """Where answers outlive the process. May block; never raises."""
+
+    def get(self, key: bytes) -> Answer | None:
+        """The answer of that key, if it is there and whole."""
+
+    def put(self, key: bytes, answer: Answer, expires_at: float) -> None:
+        """Keep it until then, Unix seconds."""
+
+
+class Sharing(NamedTuple):
+    """What the calls of one engine share their answers by."""
+
+    policy: CachePolicy
+    cache: AnswerCache
+    flights: Flights
+    store: Store | None
+
+    def statistics(self) -> CacheStatistics:
+        """How the cache stands."""
+        return self.cache.statistics()
+
+
+def make_sharing(
+    policy: CachePolicy,
+    make_lock: Callable[[], AbstractContextManager[object]],
+    clock: Callable[[], float],
+    wall: Callable[[], float],
+    store: Store | None,
+) -> Sharing:
+    """An empty cache, and nothing in flight."""
+    return Sharing(policy, AnswerCache(policy, make_lock(), clock, wall), Flights(make_lock()), store)
+
+
+def key_of(sharing: Sharing, call: Call) -> bytes | None:
+    """What the call's answer is kept under; None where it is neither kept nor shared."""
+    request, info, fields = call.request, call.info, call.fields
+    if not info.dialect.is_inference or request.encoded or not request.replayable or not isinstance(fields, dict):
+        return None
+    if call.caching == "bypass":
+        return None
+    calls = sharing.policy.calls
+    if not call.caching and calls != "all" and (calls == "asked" or not is_deterministic(fields)):
+        return None
+    parts = (request.origin.encode(), request.path.encode(), b"%d" % request.account, call.tenant.encode())
+    scope = b"".join(b"%d:%b" % (len(part), part) for part in (*parts, request.variant))
+    return fingerprint(info.dialect, fields, scope)
+
+
+async def answer(runtime: Runtime, call: Call, sharing: Sharing, key: bytes, lead: Lead) -> Outcome:
+    """The outcome of `call`: reused, shared, or that of `lead`, which makes the call."""
+    policy, cache = sharing.policy, sharing.cache
+    kept: Answer | None = None
+    found = None if call.caching == "refresh" else cache.find(key)
+    if found is not None:
+        kept, age = found
+        if age < policy.lifetime:
+            return await _reuse(runtime, call, sharing, kept, age, "hit")
+        if age < policy.lifetime + policy.stale_while_revalidate:
+            await _refresh(runtime, call, sharing, key, lead)
+            return await _reuse(runtime, call, sharing, kept, age, "stale")
+        call.has_stale = True
+    while True:
+        outcome, flight = await _fly_along(runtime, call, sharing, key, lead)
+        if not _ended_by_another(flight, call, runtime.clock()) or flight.response is not None:
+            break
+    kept = kept or flight.stale
+    if kept is not None and _is_failure(outcome):
+        age = runtime.wall() - kept.at
+        if age < policy.lifetime + policy.stale_if_error:
+            return await _reuse(runtime, call, sharing, kept, age, "stale")
+    return outcome
+
+
+async def _fly_along(
+    runtime: Runtime, call: Call, sharing: Sharing, key: bytes, lead: Lead
+) -> tuple[Outcome, Flight]:  # fmt: skip
+    """In the flight of that key, or in one of its own."""
+    flights = sharing.flights
+    if sharing.policy.share and call.caching != "refresh":
+        flight, leads = flights.board(key, call, runtime.clock())
+    else:
+        flight, leads = Flight(key, call), True
+    try:
+        if leads:
+            await _take_off(runtime, sharing, flight, lead)
+        await _wait(sharing, flight, -1, None if leads else call.deadline)
+        if not flight.landed and flight.response is None:
+            spent = runtime.clock() - call.started
+            told = f"the deadline of the call (timeout=) passed after {spent:.2f} s, waiting for an identical call"
+            return Failure(FailureKind.TIMEOUT, told), flight
+        return await _ride(runtime, call, sharing, flight, leads=leads), flight
+    finally:
+        flights.leave(flight)
+
+
+async def _take_off(runtime: Runtime, sharing: Sharing, flight: Flight, lead: Lead) -> None:
+    lost = partial(sharing.flights.land, flight, lost=True)
+    flying = _fly(runtime, sharing, flight, lead)
+    try:
+        flight.cancel = await Spawn(flying, lost)
+    except BaseException:
+        flying.close()
+        lost()
+        raise
+
+
+async def _fly(runtime: Runtime, sharing: Sharing, flight: Flight, lead: Lead) -> None:
+    """Make the call beside its passengers, and keep what comes of it."""
+    flights, key, call = sharing.flights, flight.key, flight.call
+    if call.caching != "refresh" and (known := await _look_again(runtime, sharing, flight)) is not None:
+        flights.land(flight, reused=known)
+        return
+    sharing.cache.count("miss")
+    if call.request.adapt is not None:  # the request of the caller is the caller's again
+        call.request = call.request.adapted(None, None)
+    try:
+        outcome = await Recorded(flights, flight, lead(call), runtime.clock)
+    except Exception as error:
+        flights.land(flight, error=error)
+        return
+    known = _keepable(runtime, call, flight, outcome)
+    if known is not None:
+        kept = sharing.cache.add(key, known)
+        flights.land(flight, outcome)
+        if kept and sharing.store is not None:
+            policy = sharing.policy
+            await Do(partial(sharing.store.put, key, known, known.at + policy.lifetime + policy.stale))
+    else:
+        flights.land(flight, outcome)
+
+
+async def _look_again(runtime: Runtime, sharing: Sharing, flight: Flight) -> Answer | None:
+    """A good answer in the store, or one that was kept since the call looked; an older one goes into the flight."""
+    found = sharing.cache.find(flight.key)
+    if found is None and sharing.store is not None:
+        stored: Answer | None = await Do(partial(sharing.store.get, flight.key))
+        if stored is not None and sharing.cache.add(flight.key, stored):
+            found = sharing.cache.find(flight.key)
+    if found is None:
+        return None
+    if found[1] < sharing.policy.lifetime:
+        return found[0]
+    flight.stale, flight.call.has_stale = found[0], True
+    return None
+
+
+async def _refresh(runtime: Runtime, call: Call, sharing: Sharing, key: bytes, lead: Lead) -> None:
+    """Fetch a new answer beside everybody, unless somebody does."""
+    flights = sharing.flights
+    if flights.is_under_way(key):
+        return
+    own = copy.copy(call)
+    own.number, own.verdicts, own.caching = runtime.next_number(), [], "refresh"
+    flight, leads = flights.board(key, own, runtime.clock())
+    if leads:
+        await _take_off(runtime, sharing, flight, lead)
+    else:
+        flights.leave(flight)
+
+
+async def _wait(sharing: Sharing, flight: Flight, seen: int, until: float | None) -> bool:
+    """Until there is more than what was seen, or the end; False when the time is up."""
+    bell = sharing.flights.listen(flight, seen)
+    if bell is not None:
+        await Wait(bell, until=until)
+        return bell.rung
+    return True
+
+
+async def _ride(runtime: Runtime, call: Call, sharing: Sharing, flight: Flight, *, leads: bool) -> Outcome:
+    """Hand the flight's answer to this caller."""
+    if flight.error is not None:
+        raise flight.error
+    if flight.reused is not None:
+        age = max(runtime.wall() - flight.reused.at, 0.0)
+        return await _reuse(runtime, call, sharing, flight.reused, age, "hit")
+    head = flight.response
+    if head is None:
+        if flight.lost:
+            return Failure(FailureKind.BROKEN, "the identical call that this one waited for was stopped")
+        return _own(runtime, call, sharing, flight.outcome, flight, leads=leads)
+    response = _own(runtime, call, sharing, head, flight, leads=leads)
+    assert isinstance(response, Response)  # noqa: S101 -- for the type checker: a head is one
+    await Respond(response)
+    seen, emit = 0, Emit(b"", None, patience=None)
+    chunks = flight.chunks
+    while True:
+        while seen < len(chunks):
+            emit.chunk = chunks[seen]
+            seen += 1
+            await emit
+        if flight.landed and seen == len(chunks):
+            break
+        await _wait(sharing, flight, seen, None)
+    if flight.error is not None:
+        raise flight.error
+    if flight.lost:
+        partial_text = _text_of(call.info.dialect, chunks)
+        told = f"the stream was cut after {len(partial_text)} characters of the answer: its event loop was closed"
+        return Failure(FailureKind.CUT, told, partial=partial_text)
+    return _own(runtime, call, sharing, flight.outcome, flight, leads=leads)
+
+
+def _own(
+    runtime: Runtime, call: Call, sharing: Sharing, outcome: Outcome, flight: Flight, *, leads: bool
+) -> Outcome:  # fmt: skip
+    """The outcome of the flight, made this caller's own."""
+    if leads or outcome is None:
+        return outcome
+    call.target = flight.call.target
+    if isinstance(outcome, Failure):
+        return Failure(outcome.kind, outcome.message, _twin(outcome.exception), outcome.partial, outcome.headers)
+    _told(runtime, call, sharing, "joined", None)
+    headers = [pair for pair in outcome.headers if pair[0] not in _OF_ITS_CALL]
+    return Response(outcome.status, [*headers, *_headers(call, "joined")], outcome.body, dict(outcome.extensions))
+
+
+async def _reuse(runtime: Runtime, call: Call, sharing: Sharing, kept: Answer, age: float, how: str) -> Outcome:
+    """Hand a kept answer to the caller."""
+    call.target = "cache"
+    _told(runtime, call, sharing, how, age)
+    headers = [*kept.headers, (b"age", b"%d" % age), *_headers(call, how), (b"x-resilient-target", b"cache")]
+    if not kept.stream:
+        return Response(kept.status, headers, kept.chunks[0])
+    await Respond(Response(kept.status, headers, None))
+    pace, emit = sharing.policy.pace, Emit(b"", None, patience=None)
+    for number, chunk in enumerate(kept.chunks):
+        if number and pace is not None:
+            await Sleep(pace)
+        emit.chunk = chunk
+        await emit
+    return None
+
+
+def _told(runtime: Runtime, call: Call, sharing: Sharing, how: str, age: float | None) -> None:
+    if not call.source:
+        call.source = how
+        sharing.cache.count(how)
+        runtime.listeners.emit(AnswerReused(runtime.clock(), call.number, how, age))
+
+
+def _headers(call: Call, how: str) -> RawHeaders:
+    return [
+        (b"x-resilient-attempts", b"%d" % call.attempts),
+        (b"x-resilient-waited", f"{call.waited:.3f}".encode()),
+        (b"x-resilient-cache", how.encode()),
+    ]
+
+
+def _keepable(runtime: Runtime, call: Call, flight: Flight, outcome: Outcome) -> Answer | None:
+    """The answer, if it is a whole and good one, as it was asked for."""
+    if call.simplified or not call.verdicts or call.verdicts[-1] != VerdictKind.OK or isinstance(outcome, Failure):
+        return None
+    stream = flight.response is not None
+    head = flight.response if outcome is None else outcome
+    if head is None or head.status != 200 or (outcome is not None and outcome.body is None):
+        return None
+    encoding = next((value for name, value in head.headers if name.lower() == b"content-encoding"), b"")
+    if encoding.strip().lower() not in _ENCODINGS:
+        return None
+    chunks = tuple(flight.chunks) if stream else (outcome.body or b"",) if outcome is not None else ()
+    headers = tuple(
+        (name, value)
+        for name, value in head.headers
+        if (low := name.lower()) not in _NOT_KEPT and not low.startswith(b"x-resilient-")
+    )
+    return Answer(head.status, headers, chunks, stream, runtime.wall())
+
+
+def _is_failure(outcome: Outcome) -> bool:
+    """Whether the call failed for a reason that is not its own, before anything was handed over."""
+    if isinstance(outcome, Response):
+        status = outcome.status
+        return status >= 500 or status in (402, 408, 429)
+    return outcome is not None and outcome.kind not in (*_CUT, FailureKind.UNUSABLE)
+
+
+def _ended_by_another(flight: Flight, call: Call, now: float) -> bool:
+    """Whether the flight ended by limits that are not this call's, and the call has time left for another."""
+    if not call.outlives(now):
+        return False
+    if flight.lost:
+        return True
+    outcome = flight.outcome
+    late = isinstance(outcome, Failure) and outcome.kind is FailureKind.TIMEOUT
+    return late and flight.call is not call and not flight.call.outlives(now)
+
+
+def _twin(error: BaseException | None) -> BaseException | None:
+    """An exception of one's own: the same one raised to many would gather all their tracebacks."""
+    if error is None:
+        return None
+    try:
+        return copy.copy(error)
+    except Exception:  # an exception of somebody else's making, with arguments of its own
+        return None
+
+
+def _text_of(dialect: wire.Dialect, chunks: list[bytes]) -> str:
+    events: list[bytes] = []
+    parser = EventStreamParser()
+    try:
+        for chunk in chunks:
+            events += [data for _, data in parser.feed(chunk)]
+    except EventTooLongError:
+        pass
+    return wire.text_of_events(dialect, events)
