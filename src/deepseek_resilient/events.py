@@ -178,7 +178,8 @@ class CallRefused(Event):
 
 @dataclass(frozen=True, slots=True)
 class CallEnded(Event):
-    """A call is over: its last verdict (or how its answer was reused), attempts, seconds in all and seconds spent waiting between attempts."""
+    """A call is over: its last verdict (or how its answer was reused), attempts, seconds in all and seconds spent
+    waiting between attempts."""
 
     call: int
     attempts: int

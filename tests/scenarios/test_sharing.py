@@ -132,8 +132,8 @@ def test_other_calls_are_other_answers() -> None:
 def test_only_deterministic_calls_unless_asked() -> None:
     """Temperature 1 is asked each time; "use" keeps it, "bypass" leaves everything alone, "refresh" asks anew."""
     use, bypass, refresh = ({"x-resilient-cache": word} for word in ("use", "bypass", "refresh"))
-    run = shared(Caller(), Caller(at=2.0), Caller(at=4.0, headers=use), Caller(at=6.0, headers=use),
-                 Caller(at=8.0, headers=bypass), Caller(at=10.0, headers=refresh), Caller(at=12.0, headers=use))  # fmt: skip
+    said = [{}, {}, use, use, bypass, refresh, use]
+    run = shared(*(Caller(at=2.0 * number, headers=headers) for number, headers in enumerate(said)))
     assert [None, None, None, "hit", None, None, "hit"] == words(run)
     assert 5 == run.served["attempts"]
     assert run.seen[5].body == run.seen[6].body
@@ -164,8 +164,9 @@ def test_stale_while_revalidate_answers_at_once_and_fetches_beside() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_stale_if_error_answers_where_the_call_fails(stream: bool) -> None:
     """503 to the end: what was kept goes before it, and says that it is stale."""
-    run = shared(asks(stream=stream), asks(20.0, stream=stream), asks(200.0, stream=stream),
-                 cache=CachePolicy(lifetime=10.0, stale_if_error=100.0), windows=(("outage_503", 10.0, 1000.0),))  # fmt: skip
+    callers = [asks(at, stream=stream) for at in (0.0, 20.0, 200.0)]
+    cache = CachePolicy(lifetime=10.0, stale_if_error=100.0)
+    run = shared(*callers, cache=cache, windows=(("outage_503", 10.0, 1000.0),))
     assert [200, 200, 503] == [seen.status for seen in run.seen]
     assert [None, "stale", None] == words(run)
     assert run.seen[0].body == run.seen[1].body

@@ -37,8 +37,8 @@ def test_one_numbered_line_per_step():
     """In the order a call passes them."""
     names = [line.split()[:2] for line in describe(Policy()).splitlines()]
     steps = [
-        "guard", "cache", "deadline", "retry", "budget", "route", "admission", "ladder", "gate", "breaker", "rate", "places",
-        "send", "stream", "verdict",
+        "guard", "cache", "deadline", "retry", "budget", "route", "admission", "ladder", "gate", "breaker", "rate",
+        "places", "send", "stream", "verdict",
     ]  # fmt: skip
     assert [[f"{number}.", name] for number, name in enumerate(steps, 1)] == names
     assert describe(Policy.batch()) == Engine(Policy.batch()).describe()

@@ -434,16 +434,27 @@ def test_a_simplified_stream_says_so_in_its_header():
 
 
 def test_a_cheaper_model_has_a_health_of_its_own():
-    """Its closed gate holds the call, not that of the model that was asked for."""
+    """Where its gate is closed, the model that was asked for is better than none."""
     rungs = (Rung(level=1, priorities=set(Priority), step=CheaperModel({"deepseek-v4-pro": "deepseek-flash"})),)
     it = bench(admission=at_once(), ladder=LadderPolicy(rungs=rungs))
     it.call([reply(429, retry_after="50"), b""], max_retries=0)
     it.call(BUSY, max_retries=0, priority=Priority.CRITICAL, request=ask(model="deepseek-v4-pro"))
     it.clock.now += 0.1
-    call = it.call([], timeout=1.0, priority=Priority.CRITICAL, request=ask(model="deepseek-v4-pro"))
-    assert (429, "gate") == (call.response.status, step(call))
-    assert b"api.deepseek.com/deepseek-flash" == dict(call.response.headers)[b"x-resilient-target"]
+    call = it.call(GOOD, timeout=1.0, priority=Priority.CRITICAL, request=ask(model="deepseek-v4-pro"))
+    headers = dict(call.response.headers)
+    assert (200, "deepseek-v4-pro") == (call.response.status, body(call)["model"])
+    assert b"api.deepseek.com/deepseek-v4-pro" == headers[b"x-resilient-target"]
+    assert b"x-resilient-simplified" not in headers
     assert [] == it.told(CallSimplified)
+
+
+@pytest.mark.parametrize("concurrency", [ConcurrencyPolicy(), None])
+def test_who_finds_max_concurrency_reached_waits_for_a_place(concurrency):
+    """It is the ceiling of what the places learn, and holds without them."""
+    it = bench(Upstream("https://a.test", name="a", max_concurrency=1), concurrency=concurrency)
+    first, second = it.prepare(GOOD).run(1), it.prepare(GOOD).run(1)
+    assert [["Send"], ["Wait"]] == [first.kinds(), second.kinds()]
+    assert [200, 200] == [call.run().response.status for call in (first, second)]
 
 
 def test_the_guard_refuses_what_the_server_would():

@@ -144,7 +144,8 @@ def test_what_has_no_canonical_form_has_no_key():
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"temperature": 0}, True), ({"temperature": 0.0}, True), ({"seed": 0}, True), ({"seed": 7, "temperature": 1}, True),
+        ({"temperature": 0}, True), ({"temperature": 0.0}, True), ({"seed": 0}, True),
+        ({"seed": 7, "temperature": 1}, True),
         ({}, False), ({"temperature": 0.1}, False), ({"temperature": False}, False), ({"temperature": None}, False),
         ({"seed": True}, False), ({"seed": None}, False), ({"seed": "7"}, False), ({"temperature": "0"}, False),
     ],

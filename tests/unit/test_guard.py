@@ -283,7 +283,7 @@ def test_white_space_without_end_is_refused_in_a_text(blank, where):
             "wrong_type",
         ),
         (FIM, {"prompt": None}, 422, "`prompt` must be a string", "prompt", "wrong_type"),
-        (FIM, {"prompt": ["a"]}, 422, "`prompt` must be a string", "prompt", "wrong_type"),
+        (FIM, {"prompt": []}, 422, "`prompt` must be a string", "prompt", "wrong_type"),
         (CHAT, {"messages": {}}, 422, "`messages` must be a sequence of objects", "messages", "wrong_type"),
         (CHAT, {"messages": "hi"}, 422, "`messages` must be a sequence of objects", "messages", "wrong_type"),
         (CHAT, {"messages": 0}, 422, "`messages` must be a sequence of objects", "messages", "wrong_type"),
@@ -610,7 +610,9 @@ def test_the_simulated_server_accepts_nothing_that_the_guard_refuses(dialect, re
     if isinstance(answer, asks.Ask):
         assert verdict is None
     elif verdict is None:
-        assert answer.message.startswith(("Model Not Exist", "This model's maximum context"))
+        said = ("Model Not Exist", "This model's maximum context")
+        elsewhere = {FIM: "Failed to deserialize the JSON body: `prompt`", RESPONSES: "Empty input"}.get(dialect)
+        assert answer.message.startswith((*said, elsewhere) if elsewhere else said)
     elif verdict.reason == "too_many_tokens":
         assert answer.message.startswith(("Model Not Exist", "This model's maximum context length is 60 tokens. H"))
     elif not answer.message.startswith("Model Not Exist"):
@@ -735,3 +737,27 @@ def test_a_policy_is_a_value():
     assert hash(policy) == hash(GuardPolicy(tenants=tenants))
     tenants.clear()
     assert frozenset({"a", "b"}) == policy.tenants["free"].models
+
+
+@pytest.mark.parametrize(
+    ("dialect", "change"),
+    [
+        (FIM, {"prompt": ["def f(", "def g("]}), (FIM, {"prompt": [17, 4, 99]}), (FIM, {"prompt": [[17], [4]]}),
+        (RESPONSES, {"input": None, "previous_response_id": "resp_1"}),
+        (RESPONSES, {"input": None, "prompt": {"id": "pmpt_1"}}),
+        (CHAT, {"messages": [{"role": "function", "name": "f", "content": "8"}]}),
+    ],
+)  # fmt: skip
+def test_what_only_other_servers_take_is_theirs_to_judge(dialect, change):
+    """The client goes to any host that speaks OpenAI's format."""
+    assert judge({**GOOD[dialect], **change}, dialect) is None
+    assert judge({**GOOD[dialect], **change}, dialect, GuardPolicy(max_prompt_tokens=40)) is None
+
+
+def test_several_prompts_are_measured_as_one_text():
+    """Their white space, their surrogates, and their tokens in all."""
+    assert "white_space" == judge({**GOOD[FIM], "prompt": ["a", " " * 600_000]}, FIM, GuardPolicy()).reason
+    assert "lone_surrogate" == judge({**GOOD[FIM], "prompt": ["a", "\ud800"]}, FIM).reason
+    words = {**GOOD[FIM], "prompt": ["word " * 400] * 2}  # 400 tokens at the very least
+    assert "too_many_tokens" == judge(words, FIM, GuardPolicy(max_prompt_tokens=399)).reason
+    assert judge(words, FIM, GuardPolicy(max_prompt_tokens=402)) is None

@@ -20,11 +20,8 @@ OK, FAULT, THROTTLED = VerdictKind.OK, VerdictKind.FAULT, VerdictKind.THROTTLED
 WEIGHTS = {"a": 5, "b": 3, "c": 2}
 
 
-def make(weights=None, seed=1, now=0.0, most=None, **policy):
-    upstreams = tuple(
-        Upstream("https://" + name, weight=weight, max_concurrency=most)
-        for name, weight in (weights or WEIGHTS).items()
-    )
+def make(weights=None, seed=1, now=0.0, **policy):
+    upstreams = tuple(Upstream("https://" + name, weight=weight) for name, weight in (weights or WEIGHTS).items())
     return Router(RoutingPolicy(upstreams=upstreams, **policy), threading.RLock(), Random(seed), now)
 
 
@@ -286,16 +283,6 @@ def test_of_many_the_only_free_one_is_found():
     names = [f"u{number}" for number in range(12)]
     router = make(dict.fromkeys(names, 1))
     assert {"u7"} == {router.pick(0.0, exclude=set(names) - {"u7"}).upstream.name for _ in range(30)}
-
-
-def test_no_more_than_max_concurrency_in_flight():
-    """A full one is passed over; when all are full there is none, until a call ends."""
-    router = make({"a": 9, "b": 1}, most=2)
-    held = [router.pick(0.0) for _ in range(4)]
-    assert {"a": 2, "b": 2} == Counter(pick.upstream.name for pick in held)
-    assert router.pick(0.0) is None
-    router.finish(held[0], 0.1, OK)
-    assert held[0].upstream == router.pick(0.1).upstream
 
 
 def test_failures_in_a_row_eject_for_a_growing_time():

@@ -14,8 +14,8 @@ from deepseek_resilient.core.verdict import VerdictKind
 NAMES = [f"u{number}" for number in range(12)]
 
 
-def upstream(name, weight=1.0, most=None, key=None):
-    return Upstream("https://" + name, weight=weight, max_concurrency=most, api_key=key)
+def upstream(name, weight=1.0, key=None):
+    return Upstream("https://" + name, weight=weight, api_key=key)
 
 
 class RouterMachine(RuleBasedStateMachine):
@@ -70,11 +70,7 @@ class RouterMachine(RuleBasedStateMachine):
 
     @rule(tokens=st.integers(0, 5000), exclude=st.sets(st.sampled_from(NAMES), max_size=4))
     def pick(self, tokens, exclude):
-        free = {
-            name
-            for name in self.candidates() - exclude
-            if self.known[name].max_concurrency is None or self.in_flight(name) < self.known[name].max_concurrency
-        }
+        free = self.candidates() - exclude
         pick = self.router.pick(self.now, tokens, exclude)
         if not free:
             assert pick is None
@@ -117,9 +113,9 @@ class RouterMachine(RuleBasedStateMachine):
         self.orphans = []
         assert before == self.router.statistics(self.now)
 
-    @rule(name=st.sampled_from(NAMES), weight=st.sampled_from([0.001, 1.0, 1000.0]), most=st.sampled_from([None, 1, 3]))
-    def add(self, name, weight, most):
-        new = upstream(name, weight, most)
+    @rule(name=st.sampled_from(NAMES), weight=st.sampled_from([0.001, 1.0, 1000.0]))
+    def add(self, name, weight):
+        new = upstream(name, weight)
         same = self.known.get(name) == new and name not in self.draining
         assert self.router.add(new, self.now) is not same
         if not same:

@@ -9,7 +9,7 @@ from deepseek_resilient.core.target import ServedModel, Target, Targets
 
 
 def targets():
-    return Targets(lambda name: Target(name, object(), None, ServedModel()), threading.RLock())
+    return Targets(lambda name, most: Target(name, object(), None, ServedModel()), threading.RLock())
 
 
 def test_the_same_address_account_and_model_is_the_same_target():

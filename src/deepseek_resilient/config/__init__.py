@@ -38,8 +38,8 @@ from deepseek_resilient.config.routing import RoutingPolicy, Upstream
 from deepseek_resilient.config.traffic import ConcurrencyPolicy
 
 __all__ = [
-    "AdmissionPolicy", "BreakerPolicy", "BudgetPolicy", "CachePolicy", "CheaperModel", "ConcurrencyPolicy", "GatePolicy",
-    "GuardPolicy", "LadderPolicy", "LowerEffort", "Policy", "Priority", "RatePolicy", "Refuse",
+    "AdmissionPolicy", "BreakerPolicy", "BudgetPolicy", "CachePolicy", "CheaperModel", "ConcurrencyPolicy",
+    "GatePolicy", "GuardPolicy", "LadderPolicy", "LowerEffort", "Policy", "Priority", "RatePolicy", "Refuse",
     "RetryPolicy", "RoutingPolicy", "Rung", "ShorterAnswer", "StaleAnswer", "StopStrategy", "StreamPolicy",
     "TenantLimits", "ThinkingOff", "Upstream", "WaitStrategy",
 ]  # fmt: skip

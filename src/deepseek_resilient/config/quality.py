@@ -210,10 +210,10 @@ DEFAULT_RUNGS = (
 class LadderPolicy:
     """What becomes of a call under load, before it is refused.
 
-    The default is careful: answers that are kept (there are none without a `CachePolicy`) go before calls. Standard calls reason less from level 2 on and interactive ones from level 3 on, that is
-    while others of their priority are shed. Batch is shed and not simplified, for it can come again later; critical is
-    left alone. No answer is cut shorter, as half an answer may be worse than none, and no other model answers unless
-    you say which one may.
+    The default is careful. Answers that are kept go before calls (none are, without a `CachePolicy`). Standard calls
+    reason less from level 2 on and interactive ones from level 3 on, that is while others of their priority are shed.
+    Batch is shed and not simplified, for it can come again later; critical is left alone. No answer is cut shorter, as
+    half an answer may be worse than none, and no other model answers unless you say which one may.
 
     Attributes:
         rungs: in the order in which they are applied; () = nothing is ever simplified.

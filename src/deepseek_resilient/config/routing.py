@@ -48,7 +48,8 @@ class Upstream:
         api_key: its key, visible ASCII; None = the key of the call. Never shown.
         weight: its share of the calls, relative to the other weights, 0.001 to 1000.
         models: our model names and what it calls them; a name that is not in it is passed on as it is.
-        max_concurrency: the most calls in flight to it at a time, >= 1. None = no limit.
+        max_concurrency: the most calls in flight to it at a time, per account and model, >= 1; others wait for a place.
+            None = as many as `ConcurrencyPolicy` finds.
         price: US dollars per million tokens, >= 0; informative, for the choice of a cheaper one. None = unknown.
         kind: "remote", or "local" for a model on this machine; informative.
     """

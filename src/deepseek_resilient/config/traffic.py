@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deepseek_resilient.config.checks import label, number, whole
 from deepseek_resilient.errors import ConfigError
@@ -42,3 +42,12 @@ class ConcurrencyPolicy:
         number(self, "backoff", 0, 0.99, above=True)
         number(self, "probe_interval", 0, above=True)
         whole(self, "queue", 0)
+
+    def capped(self, most: int) -> ConcurrencyPolicy:
+        """The same with a limit that never exceeds `most`."""
+        return replace(
+            self,
+            minimum=min(self.minimum, most),
+            initial=min(self.initial, most),
+            maximum=min(self.maximum, most),
+        )

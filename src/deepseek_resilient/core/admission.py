@@ -34,8 +34,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deepseek_resilient.config.quality import Priority
-from deepseek_resilient.core.breaker import _Window
 from deepseek_resilient.core.verdict import VerdictKind
+from deepseek_resilient.core.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +92,7 @@ class LoadMeter:
         self._policy = policy
         self._lock = lock
         self._on_change = on_change
-        self._window = _Window(policy.sampling_duration)
+        self._window = Window(policy.sampling_duration)
         self._load = self._signal = 0.0
         self._level = 0
         self._changed_at = -math.inf
@@ -136,7 +136,7 @@ class LoadMeter:
             share = opened / total if total else 0.0
             if share < self._open >= 1.0:
                 self._load = self._delay = self._utilisation = 0.0
-                self._window = _Window(self._policy.sampling_duration)
+                self._window = Window(self._policy.sampling_duration)
             if share > self._open:
                 self._open_until = now + self._policy.signal_lifetime
             self._open = share

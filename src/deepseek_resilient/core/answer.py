@@ -8,7 +8,7 @@ from typing import NamedTuple
 class Answer(NamedTuple):
     """A complete, good answer.
 
-    `chunks` is the body as it came, one chunk for an answer that was not streamed; `at` is when it was complete, in Unix
+    `chunks` is the body as it came, one chunk for an answer that was not streamed; `at` is when it was complete, Unix
     seconds.
     """
 

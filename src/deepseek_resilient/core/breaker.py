@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pybreaker
 
 from deepseek_resilient.core.verdict import FAILURES, VerdictKind
+from deepseek_resilient.core.window import Window
 from deepseek_resilient.events import logger
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from deepseek_resilient.config import BreakerPolicy
 
 CLOSED = pybreaker.STATE_CLOSED
-_SLICES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Breaker:
         self._random = random
         self._circuit = circuit
         self._on_change = on_change
-        self._window = _Window(policy.sampling_duration)
+        self._window = Window(policy.sampling_duration)
         self._seen = circuit.current_state
         self._everyday = Permit(0)
         self._opens_at = 0.0
@@ -259,40 +259,3 @@ class _GuardedListener(pybreaker.CircuitBreakerListener):
             self._listener.state_change(cb, old_state, new_state)
         except Exception:
             logger.exception("a circuit breaker listener failed on the change to %s", new_state.name)
-
-
-class _Window:
-    """Attempts and failures of the last `duration` seconds, in slices that are forgotten whole."""
-
-    __slots__ = ("_attempts", "_failures", "_head", "_slices", "_width")
-
-    def __init__(self, duration: float) -> None:
-        self._width = duration / _SLICES
-        self._head = 0
-        self.clear()
-
-    def clear(self) -> None:
-        self._slices = [[0, 0] for _ in range(_SLICES)]
-        self._attempts = self._failures = 0
-
-    def add(self, now: float, *, failed: bool) -> None:
-        self._advance(now)
-        current = self._slices[self._head % _SLICES]
-        current[0] += 1
-        self._attempts += 1
-        if failed:
-            current[1] += 1
-            self._failures += 1
-
-    def totals(self, now: float) -> tuple[int, int]:
-        self._advance(now)
-        return self._attempts, self._failures
-
-    def _advance(self, now: float) -> None:
-        head = int(now / self._width)
-        for step in range(self._head + 1, min(head, self._head + _SLICES) + 1):
-            stale = self._slices[step % _SLICES]
-            self._attempts -= stale[0]
-            self._failures -= stale[1]
-            stale[0] = stale[1] = 0
-        self._head = max(head, self._head)

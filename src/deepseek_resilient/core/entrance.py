@@ -147,15 +147,24 @@ async def _enter_at(runtime: Runtime, call: Call, upstream: Upstream | None, *, 
         taken = steps(runtime.policy.ladder, level, call.priority)
         if _REFUSE in taken or (call.has_stale and _STALE in taken):
             return _shed_error(call, target, load, target.admission.dwell)
-        if taken and (fields := _simplify(runtime, call, level)) is not None and "model" in call.simplified:
-            target = _target_of(runtime, call, upstream, str(fields["model"]))
-            call.target = target.name
+        fields = _simplify(runtime, call, level) if taken else None
+    entered: RejectedError | tuple[Permit, Reservation | None] | None = None
+    if fields is not None and "model" in call.simplified:
+        cheaper = _target_of(runtime, call, upstream, str(fields["model"]))
+        call.target = cheaper.name
+        entered = await _pass(runtime, call, cheaper, patient=patient)
+        if isinstance(entered, RejectedError) and entered.step in ("gate", "breaker"):
+            call.target, call.simplified = target.name, ()  # better the own model than none
+            fields = entered = None
+        else:
+            target = cheaper
+    if entered is None:
+        entered = await _pass(runtime, call, target, patient=patient)
+    if isinstance(entered, RejectedError):
+        return entered
     request = call.request
     if fields is not None or upstream is not None:
         request = request.adapted(fields, upstream)
-    entered = await _pass(runtime, call, target, patient=patient)
-    if isinstance(entered, RejectedError):
-        return entered
     if call.simplified:
         runtime.listeners.emit(CallSimplified(runtime.clock(), call.number, target.name, level, call.simplified))
     return Entry(request, target, *entered)
@@ -166,7 +175,9 @@ def _target_of(runtime: Runtime, call: Call, upstream: Upstream | None, model: s
     if upstream is None:
         return runtime.targets.get(request.origin, request.account, model)
     account = hash(upstream.api_key) if upstream.api_key else request.account
-    return runtime.targets.get(upstream.base_url, account, upstream.model(model), upstream.name)
+    return runtime.targets.get(
+        upstream.base_url, account, upstream.model(model), upstream.name, upstream.max_concurrency
+    )  # fmt: skip
 
 
 def _shed(runtime: Runtime, call: Call, target: Target, admission: Admission) -> RejectedError | None:

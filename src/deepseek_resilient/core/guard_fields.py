@@ -42,7 +42,7 @@ _USER_ID_BYTES: Final = 512
 _LOOKED_AT: Final = 10_000
 """So many messages are looked at one by one, which takes milliseconds. What comes after them the server may judge."""
 
-_ROLES: Final = frozenset(("system", "user", "assistant", "tool", "latest_reminder", "developer"))
+_ROLES: Final = frozenset(("system", "user", "assistant", "tool", "latest_reminder", "developer", "function"))
 """Those that the server's own error names, and `developer`, which OpenAI's clients send: it may learn that one."""
 
 _OUTPUT_FIELDS: Final = ("max_tokens", "max_completion_tokens")
@@ -121,6 +121,9 @@ def _check_output(
 def _check_prompt(policy: GuardPolicy, dialect: Dialect, fields: dict[str, Any]) -> Refused | None:
     if dialect is _FIM:
         prompt = fields.get("prompt")
+        if type(prompt) is list and prompt:  # several prompts, or tokens: DeepSeek's own API has them not, others do
+            texts = (each for each in prompt if type(each) is str)
+            return next((refused for each in texts if (refused := _check_text(policy, each, "prompt"))), None)
         if type(prompt) is not str:
             return _parameter("`prompt` must be a string", "prompt")
         return _check_text(policy, prompt, "prompt")
@@ -128,6 +131,8 @@ def _check_prompt(policy: GuardPolicy, dialect: Dialect, fields: dict[str, Any])
     messages = fields.get(name)
     if dialect is _RESPONSES and type(messages) is str:
         return _check_text(policy, messages, name)
+    if messages is None and dialect is _RESPONSES and (fields.get("previous_response_id") or fields.get("prompt")):
+        return None
     if messages is None or messages == []:
         return Refused(400, f"Empty input {name}", name, "no_messages")
     if type(messages) is not list:
@@ -194,8 +199,8 @@ def _role(role: object, name: str) -> Refused:
 def _check_length(most: int, dialect: Dialect, fields: dict[str, Any]) -> Refused | None:
     """Whether the prompt is surely longer than `most` tokens. Each message takes one at least."""
     name = "prompt" if dialect is _FIM else "input" if dialect is _RESPONSES else "messages"
-    messages = fields[name]
-    texts = _texts(messages) if type(messages) is list else [messages]
+    messages = fields.get(name)
+    texts = _texts(messages) if type(messages) is list else [messages] if type(messages) is str else []
     if dialect is _MESSAGES or dialect is _RESPONSES:
         texts.extend(_texts_of(fields.get("system" if dialect is _MESSAGES else "instructions")))
     least = len(messages) if type(messages) is list else 0
@@ -212,7 +217,7 @@ def _check_length(most: int, dialect: Dialect, fields: dict[str, Any]) -> Refuse
 
 def _texts(messages: list[Any]) -> list[str]:
     contents = [message.get("content") for message in messages if type(message) is dict]
-    texts = [content for content in contents if type(content) is str]
+    texts = [content for content in (*contents, *messages) if type(content) is str]
     if len(texts) < len(contents):
         texts.extend(text for content in contents if type(content) is list for text in _texts_of(content))
     return texts

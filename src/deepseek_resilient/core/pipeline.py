@@ -119,7 +119,8 @@ async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
             paid = True
             runtime.listeners.emit(RetryScheduled(now, call.number, call.attempts, delay, verdict.reason))
             call.waited += delay
-            await Sleep(delay)
+            if delay:
+                await Sleep(delay)
     finally:
         if paid:
             runtime.budget.refund()

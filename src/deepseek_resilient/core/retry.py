@@ -4,7 +4,8 @@ In this order, and the first that says no ends the call with the last real outco
 
 1. the verdict: futile (the caller's fault, an exhausted balance) or unsafe (content was handed over, the body cannot be
    sent twice) is not repeated; `x-should-retry` has overruled the status already;
-2. the wait: a Retry-After plus the gate's spread, otherwise what the policy's tenacity `wait` says;
+2. the wait: a Retry-After plus the gate's spread, otherwise what the policy's tenacity `wait` says; none where another
+   upstream was not tried yet: the wait is then owed (`call.owed`), and paid before one is asked a second time;
 3. a Retry-After longer than `max_retry_after`;
 4. the policy's tenacity `stop` (and the call's own `max_retries`);
 5. the deadline: no wait is begun that it would not outlive;

@@ -11,7 +11,7 @@ parallel; the load, as in nginx's `least_conn`, decides the order, and at once h
 upstreams get 5/3/2 for weights 5/3/2; one ten times slower keeps less than one call in a hundred, enough to see when it
 is fast again. `slowness`, relative to the fastest, and ejection are in `core/outliers.py`.
 
-Picked are upstreams that do not drain, rest (a 402), are ejected, excluded, or at `max_concurrency`. When membership
+Picked are upstreams that do not drain, rest (a 402), are ejected, or excluded. When membership
 leaves too few, ejections are disregarded (a panic threshold). Whoever comes new or returns begins at a tenth of its
 weight (slow start). Of many, `choices` are drawn by weight and compared.
 
@@ -80,7 +80,7 @@ class _Member:
     """An upstream and its state."""
 
     __slots__ = (
-        "draining", "due", "force", "health", "in_flight", "limit", "load", "name", "open", "picks", "rests_until",
+        "draining", "due", "force", "health", "in_flight", "load", "name", "open", "picks", "rests_until",
         "since", "stride", "tokens", "upstream", "weight",
     )  # fmt: skip
 
@@ -96,7 +96,6 @@ class _Member:
         self.name = upstream.name
         self.weight = self.force = upstream.weight
         self.stride = 1 / self.force
-        self.limit = math.inf if upstream.max_concurrency is None else upstream.max_concurrency
         self.since = since
         self.due = due
         self.rests_until = -math.inf
@@ -358,6 +357,6 @@ def _lowest(members: Iterable[_Member], exclude: Collection[str]) -> _Member | N
     best, least = None, math.inf
     for member in members:
         score = member.due + member.load * member.stride
-        if score < least and member.in_flight < member.limit and member.name not in exclude:
+        if score < least and member.name not in exclude:
             best, least = member, score
     return best

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deepseek_resilient import wire
+from deepseek_resilient.config.traffic import ConcurrencyPolicy
 from deepseek_resilient.core.admission import Admission, LoadMeter, LoadStatistics
 from deepseek_resilient.core.breaker import CLOSED, Breaker, BreakerStatistics, make_circuit
 from deepseek_resilient.core.budget import BudgetStatistics, RetryBudget
@@ -206,12 +207,15 @@ class Runtime:
                 self._calls, in_flight, self._attempts, verdicts, refused, budget, targets, upstreams, cache
             )
 
-    def _make_target(self, name: str) -> Target:
+    def _make_target(self, name: str, most: int | None) -> Target:
         policy = self.policy
         gate = Gate(policy.gate, self._make_lock(), self.random)
-        places = None
-        if policy.concurrency is not None:
-            places = Places(policy.concurrency, self._make_lock(), self.clock())
+        places, concurrency = None, policy.concurrency
+        if most is not None:
+            fixed = ConcurrencyPolicy(minimum=most, initial=most, maximum=most)
+            concurrency = fixed if concurrency is None else concurrency.capped(most)
+        if concurrency is not None:
+            places = Places(concurrency, self._make_lock(), self.clock())
         rate = None
         if policy.rate.requests_per_minute or policy.rate.tokens_per_minute:
             rate = RateLimiter(policy.rate, self._make_lock(), self.clock())

@@ -56,23 +56,23 @@ class Target(NamedTuple):
 class Targets:
     """The targets seen so far, least recently used forgotten first. Thread-safe."""
 
-    def __init__(self, make: Callable[[str], Target], lock: AbstractContextManager[object]) -> None:
+    def __init__(self, make: Callable[[str, int | None], Target], lock: AbstractContextManager[object]) -> None:
         self._make = make
         self._lock = lock
-        self._known: LRUCache[tuple[str, int, str, str], Target] = LRUCache(MAX_TARGETS)
+        self._known: LRUCache[tuple[str, int, str, str, int | None], Target] = LRUCache(MAX_TARGETS)
         self._accounts: LRUCache[int, int] = LRUCache(MAX_ACCOUNTS)
         self._next_account = 1
 
-    def get(self, origin: str, account: int, model: str, name: str = "") -> Target:
+    def get(self, origin: str, account: int, model: str, name: str = "", most: int | None = None) -> Target:
         """The target of that address, account (any hash of the credentials; 0 = none) and model.
 
-        `name` is what the address is called; "" for its host.
+        `name` is what the address is called; "" for its host. At most `most` calls may be in flight to it.
         """
-        key = (origin, account, model, name)
+        key = (origin, account, model, name, most)
         with self._lock:
             target = self._known.get(key)
             if target is None:
-                target = self._known[key] = self._make(self._name(name or origin, account, model))
+                target = self._known[key] = self._make(self._name(name or origin, account, model), most)
             return target
 
     def all(self) -> list[Target]:
