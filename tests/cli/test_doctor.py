@@ -31,7 +31,7 @@ def test_all_is_well(keyed: dict[str, str]) -> None:
     assert all(line.startswith("✓") for line in first.splitlines())
     assert "set (19 characters)" in first
     assert "answered 200" in first
-    assert "2.  deadline" in policy
+    assert "1.  guard" in policy
     assert "0123456789" not in out
     assert "\x1b" not in out
 

@@ -172,6 +172,14 @@ def test_stale_if_error_answers_where_the_call_fails(stream: bool) -> None:
     assert run.seen[0].body == run.seen[1].body
 
 
+def test_what_grew_too_old_while_the_call_failed_is_not_given() -> None:
+    """Its age counts when it is given, not when it was asked for."""
+    cache = CachePolicy(lifetime=10.0, stale_if_error=5.0)
+    run = shared(asks(), asks(14.0, max_retries=0), cache=cache, windows=(("outage_503;delay=3", 10.0, 1000.0),))
+    assert [None, None] == words(run)
+    assert [200, 503] == [seen.status for seen in run.seen]
+
+
 def test_a_callers_fault_is_not_hidden_by_a_stale_answer() -> None:
     """A 401 is the answer."""
     run = shared(asks(), asks(20.0), cache=CachePolicy(lifetime=10.0), windows=(("status;status=401", 10.0, 1000.0),))

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from deepseek_resilient.config import CachePolicy
     from deepseek_resilient.core.answer import Answer
 
-_ENTRY = 900
-_HEADER = 170
-_CHUNK = 50
+_ENTRY = 550
+_HEADER = 135
+_CHUNK = 42
 _FUTURE = 1.0
 """Clocks of two machines may differ by this much."""
 

@@ -73,10 +73,13 @@ class Flights:
             flight = self._flights[key] = Flight(key, call)
             return flight, True
 
-    def is_under_way(self, key: bytes) -> bool:
-        """Whether there is a flight of that key."""
+    def open(self, key: bytes, call: Call) -> Flight | None:
+        """A flight of that key, made by `call`; None if there is one."""
         with self._lock:
-            return key in self._flights
+            if key in self._flights:
+                return None
+            flight = self._flights[key] = Flight(key, call)
+            return flight
 
     def leave(self, flight: Flight) -> None:
         """Give the seat back; the call is cancelled when it was the last one and there is more to come."""

@@ -8,8 +8,9 @@
 
 The word stands in the reply's `x-resilient-cache`, with `age` in seconds, and in the event `AnswerReused`.
 
-A failure is shared once by those who waited for it, and kept by nobody. Only when the flight ended by the limits of who
-began it (its deadline, its event loop), those who have time left and got nothing yet begin another one.
+A failure is shared once by those who waited for it, and kept by nobody. Only when the flight ended by what is the
+business of who began it (its deadline, its event loop, a mistake), those who have time left and got nothing yet begin
+another one.
 """
 
 from __future__ import annotations
@@ -18,14 +19,12 @@ import copy
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from deepseek_resilient import wire
 from deepseek_resilient.core.answer import Answer
 from deepseek_resilient.core.cache import AnswerCache, CacheStatistics
 from deepseek_resilient.core.effects import Do, Emit, Respond, Sleep, Spawn, Wait
 from deepseek_resilient.core.fingerprint import fingerprint, is_deterministic
 from deepseek_resilient.core.flight import Flight, Flights, Recorded
 from deepseek_resilient.core.messages import Failure, FailureKind, RawHeaders, Response
-from deepseek_resilient.core.sse import EventStreamParser, EventTooLongError
 from deepseek_resilient.core.verdict import VerdictKind
 from deepseek_resilient.events import AnswerReused
 
@@ -113,13 +112,17 @@ async def answer(runtime: Runtime, call: Call, sharing: Sharing, key: bytes, lea
         call.has_stale = True
     while True:
         outcome, flight = await _fly_along(runtime, call, sharing, key, lead)
-        if not _ended_by_another(flight, call, runtime.clock()) or flight.response is not None:
+        if flight.response is not None or not _ended_by_another(flight, call, runtime.clock()):
             break
+    if flight.error is not None:
+        raise flight.error
     kept = kept or flight.stale
     if kept is not None and _is_failure(outcome):
         age = runtime.wall() - kept.at
         if age < policy.lifetime + policy.stale_if_error:
             return await _reuse(runtime, call, sharing, kept, age, "stale")
+    if isinstance(outcome, Response) and flight.call is not call and not call.source:
+        _told(runtime, call, sharing, "joined", None)
     return outcome
 
 
@@ -140,7 +143,7 @@ async def _fly_along(
             spent = runtime.clock() - call.started
             told = f"the deadline of the call (timeout=) passed after {spent:.2f} s, waiting for an identical call"
             return Failure(FailureKind.TIMEOUT, told), flight
-        return await _ride(runtime, call, sharing, flight, leads=leads), flight
+        return await _ride(runtime, call, sharing, flight), flight
     finally:
         flights.leave(flight)
 
@@ -199,15 +202,12 @@ async def _look_again(runtime: Runtime, sharing: Sharing, flight: Flight) -> Ans
 async def _refresh(runtime: Runtime, call: Call, sharing: Sharing, key: bytes, lead: Lead) -> None:
     """Fetch a new answer beside everybody, unless somebody does."""
     flights = sharing.flights
-    if flights.is_under_way(key):
-        return
     own = copy.copy(call)
-    own.number, own.verdicts, own.caching = runtime.next_number(), [], "refresh"
-    flight, leads = flights.board(key, own, runtime.clock())
-    if leads:
+    own.verdicts, own.caching = [], "refresh"
+    flight = flights.open(key, own)
+    if flight is not None:
+        own.number = runtime.next_number()
         await _take_off(runtime, sharing, flight, lead)
-    else:
-        flights.leave(flight)
 
 
 async def _wait(sharing: Sharing, flight: Flight, seen: int, until: float | None) -> bool:
@@ -219,10 +219,8 @@ async def _wait(sharing: Sharing, flight: Flight, seen: int, until: float | None
     return True
 
 
-async def _ride(runtime: Runtime, call: Call, sharing: Sharing, flight: Flight, *, leads: bool) -> Outcome:
+async def _ride(runtime: Runtime, call: Call, sharing: Sharing, flight: Flight) -> Outcome:
     """Hand the flight's answer to this caller."""
-    if flight.error is not None:
-        raise flight.error
     if flight.reused is not None:
         age = max(runtime.wall() - flight.reused.at, 0.0)
         return await _reuse(runtime, call, sharing, flight.reused, age, "hit")
@@ -230,10 +228,11 @@ async def _ride(runtime: Runtime, call: Call, sharing: Sharing, flight: Flight, 
     if head is None:
         if flight.lost:
             return Failure(FailureKind.BROKEN, "the identical call that this one waited for was stopped")
-        return _own(runtime, call, sharing, flight.outcome, flight, leads=leads)
-    response = _own(runtime, call, sharing, head, flight, leads=leads)
-    assert isinstance(response, Response)  # noqa: S101 -- for the type checker: a head is one
-    await Respond(response)
+        return _own(call, flight, flight.outcome)
+    if flight.call is not call:
+        _told(runtime, call, sharing, "joined", None)
+        head = _joined(call, flight, head)
+    await Respond(head)
     seen, emit = 0, Emit(b"", None, patience=None)
     chunks = flight.chunks
     while True:
@@ -247,24 +246,24 @@ async def _ride(runtime: Runtime, call: Call, sharing: Sharing, flight: Flight, 
     if flight.error is not None:
         raise flight.error
     if flight.lost:
-        partial_text = _text_of(call.info.dialect, chunks)
-        told = f"the stream was cut after {len(partial_text)} characters of the answer: its event loop was closed"
-        return Failure(FailureKind.CUT, told, partial=partial_text)
-    return _own(runtime, call, sharing, flight.outcome, flight, leads=leads)
+        return Failure(FailureKind.CUT, "the stream was cut: the event loop of the identical call was closed")
+    return _own(call, flight, flight.outcome)
 
 
-def _own(
-    runtime: Runtime, call: Call, sharing: Sharing, outcome: Outcome, flight: Flight, *, leads: bool
-) -> Outcome:  # fmt: skip
+def _own(call: Call, flight: Flight, outcome: Outcome) -> Outcome:
     """The outcome of the flight, made this caller's own."""
-    if leads or outcome is None:
+    if flight.call is call or outcome is None:
         return outcome
+    if isinstance(outcome, Response):
+        return _joined(call, flight, outcome)
     call.target = flight.call.target
-    if isinstance(outcome, Failure):
-        return Failure(outcome.kind, outcome.message, _twin(outcome.exception), outcome.partial, outcome.headers)
-    _told(runtime, call, sharing, "joined", None)
-    headers = [pair for pair in outcome.headers if pair[0] not in _OF_ITS_CALL]
-    return Response(outcome.status, [*headers, *_headers(call, "joined")], outcome.body, dict(outcome.extensions))
+    return Failure(outcome.kind, outcome.message, _twin(outcome.exception), outcome.partial, outcome.headers)
+
+
+def _joined(call: Call, flight: Flight, response: Response) -> Response:
+    call.target = flight.call.target
+    headers = [pair for pair in response.headers if pair[0] not in _OF_ITS_CALL]
+    return Response(response.status, [*headers, *_headers(call, "joined")], response.body, dict(response.extensions))
 
 
 async def _reuse(runtime: Runtime, call: Call, sharing: Sharing, kept: Answer, age: float, how: str) -> Outcome:
@@ -285,10 +284,9 @@ async def _reuse(runtime: Runtime, call: Call, sharing: Sharing, kept: Answer, a
 
 
 def _told(runtime: Runtime, call: Call, sharing: Sharing, how: str, age: float | None) -> None:
-    if not call.source:
-        call.source = how
-        sharing.cache.count(how)
-        runtime.listeners.emit(AnswerReused(runtime.clock(), call.number, how, age))
+    call.source = how
+    sharing.cache.count(how)
+    runtime.listeners.emit(AnswerReused(runtime.clock(), call.number, how, age))
 
 
 def _headers(call: Call, how: str) -> RawHeaders:
@@ -328,10 +326,10 @@ def _is_failure(outcome: Outcome) -> bool:
 
 
 def _ended_by_another(flight: Flight, call: Call, now: float) -> bool:
-    """Whether the flight ended by limits that are not this call's, and the call has time left for another."""
+    """Whether the flight ended by what is not this call's business, and the call has time left for another."""
     if not call.outlives(now):
         return False
-    if flight.lost:
+    if flight.lost or (flight.error is not None and flight.call is not call):
         return True
     outcome = flight.outcome
     late = isinstance(outcome, Failure) and outcome.kind is FailureKind.TIMEOUT
@@ -346,14 +344,3 @@ def _twin(error: BaseException | None) -> BaseException | None:
         return copy.copy(error)
     except Exception:  # an exception of somebody else's making, with arguments of its own
         return None
-
-
-def _text_of(dialect: wire.Dialect, chunks: list[bytes]) -> str:
-    events: list[bytes] = []
-    parser = EventStreamParser()
-    try:
-        for chunk in chunks:
-            events += [data for _, data in parser.feed(chunk)]
-    except EventTooLongError:
-        pass
-    return wire.text_of_events(dialect, events)
