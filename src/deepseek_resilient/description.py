@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         CachePolicy,
         ConcurrencyPolicy,
         GuardPolicy,
+        HedgePolicy,
         Policy,
         RatePolicy,
         RoutingPolicy,
@@ -28,6 +29,7 @@ def describe(policy: Policy) -> str:
                   f"{_seconds(retry.max_retry_after)} goes before it"),
         ("budget", f"retries are at most {budget.ratio:.0%} of calls + {budget.per_second:g}/s, "
                    f"{budget.reserve:g} saved up"),
+        ("hedge", _hedge(policy.hedge)),
         ("route", _route(policy.routing)),
         ("admission", _admission(policy.admission, policy.priority)),
         ("ladder", "; ".join(map(str, policy.ladder.rungs)) or "nothing is ever simplified"),
@@ -62,6 +64,15 @@ def _cache(policy: CachePolicy | None) -> str:
     return (
         f"answers to {whose} are kept in {where} for {_seconds(policy.lifetime)}, {_seconds(policy.stale)} more where "
         f"a call fails{'; identical calls in flight share one' if policy.share else ''}"
+    )
+
+
+def _hedge(policy: HedgePolicy | None) -> str:
+    if policy is None:
+        return "off: no second attempt beside a late one"
+    return (
+        f"a second attempt beside one that is later than {policy.quantile * 100:g}% of its kind, for at most "
+        f"{policy.ratio * 100:g}% of calls, where there is no load"
     )
 
 

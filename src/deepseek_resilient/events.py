@@ -167,6 +167,15 @@ class AnswerReused(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class HedgeStarted(Event):
+    """The attempt at `target` is late, `after` seconds: a second one is begun beside it."""
+
+    call: int
+    target: str
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
 class CallRefused(Event):
     """A step refused the call before anything was sent."""
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _FORMAT = 1
-_PATIENCE = 1.0
 _SHARE_LEFT = 0.9
 """What is left of `max_bytes` when room is made."""
 
@@ -47,13 +46,17 @@ CREATE INDEX IF NOT EXISTS by_use ON answers (used);
 class SqliteStore:
     """Keeps answers in the file `path`, up to about `max_bytes` of content. Thread-safe and fork-safe.
 
-    One connection per process, used under a lock: SQLite lets one write at a time anyway. `wall` is Unix seconds.
+    One connection per process, used under a lock: SQLite lets one write at a time anyway. `wall` is Unix seconds. What
+    another process keeps locked for longer than `patience` seconds is given up, this time.
     """
 
-    def __init__(self, path: str, *, max_bytes: int, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: str, *, max_bytes: int, wall: Callable[[], float] = time.time, patience: float = 1.0
+    ) -> None:
         self._path = path
         self._max_bytes = max_bytes
         self._wall = wall
+        self._patience = patience
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._pid = os.getpid()
@@ -126,7 +129,7 @@ class SqliteStore:
     def _open(self) -> sqlite3.Connection:
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         connection = sqlite3.connect(
-            self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False, cached_statements=16
+            self._path, timeout=self._patience, isolation_level=None, check_same_thread=False, cached_statements=16
         )
         try:
             (version,) = connection.execute("PRAGMA user_version").fetchone()

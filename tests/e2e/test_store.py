@@ -224,7 +224,7 @@ WRITER = textwrap.dedent("""
     if len(sys.argv) > 5:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[5]), int(sys.argv[5])))
-    store = SqliteStore(path, max_bytes=100_000_000, wall=lambda: 1_000_000.0)
+    store = SqliteStore(path, max_bytes=100_000_000, wall=lambda: 1_000_000.0, patience=60.0)
     for number in range(first, first + count):
         store.put(key(number), answer(number), 2e6)
         print(number, flush=True)

@@ -468,8 +468,12 @@ def run_everywhere(scenario: Scenario, *, in_turn: bool = True) -> Run:
 
 
 def by_call(trace: list[str]) -> list[str]:
-    """The trace with the events of each instant ordered by call."""
-    return sorted(trace, key=lambda line: (float(line.split()[0]), line.partition("call=")[2].partition(",")[0]))
+    """The trace with the events of each instant ordered by call; what another task gave up for it comes last."""
+
+    def turn(line: str) -> tuple[float, str, bool]:
+        return float(line.split()[0]), line.partition("call=")[2].partition(",")[0], "AttemptAbandoned" in line
+
+    return sorted(trace, key=turn)
 
 
 def quick(**changes: Any) -> Policy:

@@ -17,6 +17,7 @@ from deepseek_resilient.config import (
     ConcurrencyPolicy,
     GatePolicy,
     GuardPolicy,
+    HedgePolicy,
     LadderPolicy,
     Policy,
     RatePolicy,
@@ -58,6 +59,7 @@ BAD = {
     "AdmissionPolicy | None": [{}, RetryPolicy(), AdmissionPolicy, False, "off"],
     "LadderPolicy": [None, {}, RetryPolicy(), LadderPolicy, 3],
     "GuardPolicy | None": [{}, RetryPolicy(), GuardPolicy, False, "off"],
+    "HedgePolicy | None": [{}, RetryPolicy(), HedgePolicy, False, "off"],
     "CachePolicy | None": [{}, RetryPolicy(), CachePolicy, False, "off"],
     "Literal['deterministic', 'all', 'asked']": ["", "ALL", None, 1, True, []],
     "str | None": [3, "", [], b"x", "a\0b"],
@@ -255,7 +257,7 @@ def test_every_known_variable_is_tested_here():
     """No setting is forgotten: the known names are these and the special ones."""
     special = {
         f"{PREFIX}{name}"
-        for name in ("PRESET", "BREAKER", "CONCURRENCY", "ADMISSION", "GUARD", "CACHE", "RETRY_ATTEMPTS")
+        for name in ("PRESET", "BREAKER", "CONCURRENCY", "ADMISSION", "GUARD", "CACHE", "HEDGE", "RETRY_ATTEMPTS")
     }
     assert special | {variable for variable, *_ in SETTINGS} == set(environment.known())
     assert len(environment.known()) == len(set(environment.known()))

@@ -10,6 +10,7 @@ from deepseek_resilient.config import (
     BreakerPolicy,
     CachePolicy,
     GuardPolicy,
+    HedgePolicy,
     LadderPolicy,
     Policy,
     RatePolicy,
@@ -37,8 +38,8 @@ def test_one_numbered_line_per_step():
     """In the order a call passes them."""
     names = [line.split()[:2] for line in describe(Policy()).splitlines()]
     steps = [
-        "guard", "cache", "deadline", "retry", "budget", "route", "admission", "ladder", "gate", "breaker", "rate",
-        "places", "send", "stream", "verdict",
+        "guard", "cache", "deadline", "retry", "budget", "hedge", "route", "admission", "ladder", "gate", "breaker",
+        "rate", "places", "send", "stream", "verdict",
     ]  # fmt: skip
     assert [[f"{number}.", name] for number, name in enumerate(steps, 1)] == names
     assert describe(Policy.batch()) == Engine(Policy.batch()).describe()
@@ -89,6 +90,8 @@ def test_one_numbered_line_per_step():
             "deterministic calls are kept in memory and a.db for 60 s, 3600 s more where a call fails; identical",
         ),
         ("cache", Policy(cache=CachePolicy(calls="asked", share=False)), "answers to calls that ask for it are kept"),
+        ("hedge", Policy(), "off: no second attempt"),
+        ("hedge", Policy(hedge=HedgePolicy()), "later than 98% of its kind, for at most 3% of calls"),
         ("stream", Policy(), "first content within 60 s; silence at most 60 s"),
         ("stream", Policy(), "finish_reason and [DONE]"),
         ("stream", Policy(stream=StreamPolicy(silence=None)), "silence at most no limit"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from deepseek_resilient.config.cache import CachePolicy
 from deepseek_resilient.config.guard import GuardPolicy, TenantLimits
+from deepseek_resilient.config.hedge import HedgePolicy
 from deepseek_resilient.config.policy import Policy
 from deepseek_resilient.config.quality import (
     AdmissionPolicy,
@@ -38,8 +39,30 @@ from deepseek_resilient.config.routing import RoutingPolicy, Upstream
 from deepseek_resilient.config.traffic import ConcurrencyPolicy
 
 __all__ = [
-    "AdmissionPolicy", "BreakerPolicy", "BudgetPolicy", "CachePolicy", "CheaperModel", "ConcurrencyPolicy",
-    "GatePolicy", "GuardPolicy", "LadderPolicy", "LowerEffort", "Policy", "Priority", "RatePolicy", "Refuse",
-    "RetryPolicy", "RoutingPolicy", "Rung", "ShorterAnswer", "StaleAnswer", "StopStrategy", "StreamPolicy",
-    "TenantLimits", "ThinkingOff", "Upstream", "WaitStrategy",
+    "AdmissionPolicy",
+    "BreakerPolicy",
+    "BudgetPolicy",
+    "CachePolicy",
+    "CheaperModel",
+    "ConcurrencyPolicy",
+    "GatePolicy",
+    "GuardPolicy",
+    "HedgePolicy",
+    "LadderPolicy",
+    "LowerEffort",
+    "Policy",
+    "Priority",
+    "RatePolicy",
+    "Refuse",
+    "RetryPolicy",
+    "RoutingPolicy",
+    "Rung",
+    "ShorterAnswer",
+    "StaleAnswer",
+    "StopStrategy",
+    "StreamPolicy",
+    "TenantLimits",
+    "ThinkingOff",
+    "Upstream",
+    "WaitStrategy",
 ]  # fmt: skip

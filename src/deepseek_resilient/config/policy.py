@@ -12,6 +12,7 @@ from deepseek_resilient.backoff import wait_full_jitter
 from deepseek_resilient.config.cache import CachePolicy
 from deepseek_resilient.config.checks import label, number
 from deepseek_resilient.config.guard import GuardPolicy
+from deepseek_resilient.config.hedge import HedgePolicy
 from deepseek_resilient.config.quality import AdmissionPolicy, LadderPolicy, Priority
 from deepseek_resilient.config.rate import RatePolicy
 from deepseek_resilient.config.resilience import BreakerPolicy, BudgetPolicy, GatePolicy, RetryPolicy, StreamPolicy
@@ -37,6 +38,7 @@ PARTS: tuple[tuple[str, type, bool], ...] = (
     ("guard", GuardPolicy, True),
     ("stream", StreamPolicy, False),
     ("cache", CachePolicy, True),
+    ("hedge", HedgePolicy, True),
 )
 """Name, type, and whether None turns it off."""
 
@@ -70,6 +72,7 @@ class Policy:
     guard: GuardPolicy | None = field(default_factory=GuardPolicy)
     stream: StreamPolicy = field(default_factory=StreamPolicy)
     cache: CachePolicy | None = None
+    hedge: HedgePolicy | None = None
 
     def __post_init__(self) -> None:
         number(self, "deadline", 0, above=True, optional=True)

@@ -44,6 +44,7 @@ class Attempt:
         self.first_content: float | None = None
         self.verdict: Verdict | None = None
         call.attempts += 1
+        call.attempt = self
         if entry.pick is not None:
             call.tried = call.tried | {entry.pick.upstream.name}
         runtime.count_attempt()
@@ -57,6 +58,7 @@ class Attempt:
     def commit(self) -> None:
         """The first content of a stream came."""
         self.first_content = now = self.runtime.clock()
+        self._learn(now)
         if self._breaker is not None:
             self._breaker.show_life(self.entry.permit, now)
         if self._places is not None:
@@ -79,7 +81,10 @@ class Attempt:
             return
         self.verdict = verdict
         runtime, call = self.runtime, self.call
+        call.attempt = None
         now = runtime.clock()
+        if verdict.kind is VerdictKind.OK and self.first_content is None:
+            self._learn(now)
         duration = (now if self.first_content is None else self.first_content) - self.started
         self._teach(verdict, now)
         runtime.count_verdict(verdict.kind)
@@ -103,6 +108,7 @@ class Attempt:
         """The caller went away; that says nothing of the target. Does nothing after `settle`."""
         if self.verdict is None:
             self.verdict = Verdict(VerdictKind.CALLER_FAULT, "abandoned")
+            self.call.attempt = None
             if self._places is not None:
                 self._places.exit(self.runtime.clock(), self.started)
             if self._breaker is not None:
@@ -112,6 +118,10 @@ class Attempt:
             if call.told:
                 now = self.runtime.clock()
                 self.runtime.listeners.emit(AttemptAbandoned(now, call.number, call.attempts, call.target))
+
+    def _learn(self, now: float) -> None:
+        if self.runtime.hedges is not None and self.call.info.dialect.is_inference:
+            self.runtime.hedges.learn(self.call, now - self.started)
 
     def _teach(self, verdict: Verdict, now: float) -> None:
         """What the places, the rate limit, the load meter and routing learn from it."""

@@ -11,9 +11,11 @@ A flight is *lost* when its driver was stopped under it (its event loop ended). 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from deepseek_resilient.core.effects import Emit, Respond
+from deepseek_resilient.core.effects import Emit, Respond, Spawn, Wait
+from deepseek_resilient.core.messages import Failure, FailureKind, Response
 from deepseek_resilient.core.waiting import Bell
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
     from deepseek_resilient.core.answer import Answer
     from deepseek_resilient.core.effects import Effect
-    from deepseek_resilient.core.messages import Failure, Response
     from deepseek_resilient.core.runtime import Call
 
 _ENOUGH = 0.5
@@ -91,14 +92,16 @@ class Flights:
         if flight.cancel is not None:
             flight.cancel()
 
-    def listen(self, flight: Flight, seen: int) -> Bell | None:
-        """What rings when more has come than `seen` chunks (-1: than nothing, not even a head); None if it has."""
+    def listen(self, flight: Flight, seen: int, bell: Bell | None = None) -> Bell:
+        """What rings when more has come than `seen` chunks (-1: than nothing, not even a head); rung if it has."""
+        bell = bell or Bell()
         with self._lock:
-            if flight.landed or (flight.response is not None if seen < 0 else len(flight.chunks) > seen):
-                return None
-            bell = Bell()
-            flight.waiting.append(bell)
-            return bell
+            come = flight.landed or (flight.response is not None if seen < 0 else len(flight.chunks) > seen)
+            if not come:
+                flight.waiting.append(bell)
+        if come:
+            bell.ring()
+        return bell
 
     def begin(self, flight: Flight, response: Response) -> None:
         """The head of a stream."""
@@ -168,6 +171,44 @@ class Recorded:
                 answer = yield effect
             except BaseException as error:
                 resume, answer = coroutine.throw, error
+
+
+async def take_off(flights: Flights, flight: Flight, flying: Coroutine[Effect[Any], Any, None]) -> None:
+    """Drive `flying`, which makes the call of that flight, beside this one."""
+    lost = partial(flights.land, flight, lost=True)
+    try:
+        flight.cancel = await Spawn(flying, lost)
+    except BaseException:
+        flying.close()
+        lost()
+        raise
+
+
+async def ride(flights: Flights, flight: Flight, head: Response) -> Response | Failure | None:
+    """Hand the flight's stream to this caller, as fast as it is taken; what the flight came to."""
+    await Respond(head)
+    seen, emit, chunks = 0, Emit(b"", None, patience=None), flight.chunks
+    while True:
+        while seen < len(chunks):
+            emit.chunk = chunks[seen]
+            seen += 1
+            await emit
+        if flight.landed and seen == len(chunks):
+            break
+        await Wait(flights.listen(flight, seen), until=None)
+    if flight.error is not None:
+        raise flight.error
+    if flight.lost:
+        return Failure(FailureKind.CUT, "the stream was cut: the event loop that read it was closed")
+    return flight.outcome
+
+
+def is_failure(outcome: Response | Failure | None) -> bool:
+    """Whether a call failed for a reason that is not its own, before anything was handed over."""
+    if isinstance(outcome, Response):
+        status = outcome.status
+        return status >= 500 or status in (402, 408, 429)
+    return outcome is not None and outcome.kind not in (FailureKind.CUT, FailureKind.SILENT, FailureKind.UNUSABLE)
 
 
 def _is_good_for(flying: Call, call: Call, now: float) -> bool:

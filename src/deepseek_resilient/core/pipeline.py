@@ -14,7 +14,7 @@
               └ core/guard.py; core/runtime.py (Call)                          would the server refuse it anyway?
 
 Between guard and retry: core/sharing.py (core/cache.py, core/flight.py), where a known answer ends the call.
-A place kept for what is still to come: hedge around `enter`.
+Around retry: core/hedge.py, which begins a second one beside a first that is late.
 
 Everything here is a value: a `Response` (an error reply, or a refusal of ours, too), a `Failure`, or None after a
 stream that was handed over whole. Exceptions are for the drivers' cancellation and for mistakes.
@@ -31,6 +31,7 @@ from deepseek_resilient.core.attempt import Attempt
 from deepseek_resilient.core.effects import Emit, Read, Respond, Send, Sleep
 from deepseek_resilient.core.entrance import enter
 from deepseek_resilient.core.guard import inspect
+from deepseek_resilient.core.hedge import hedged
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
 from deepseek_resilient.core.refusal import response_of
 from deepseek_resilient.core.retry import next_delay
@@ -89,7 +90,11 @@ def _inspect(runtime: Runtime, call: Call) -> RejectedError | None:
 async def _lead(runtime: Runtime, call: Call) -> Outcome:
     """Ask for the answer."""
     runtime.budget.deposit()
-    return await _with_retries(runtime, call)
+    hedges = runtime.hedges
+    delay = None if hedges is None else hedges.delay(call)
+    if hedges is None or delay is None:
+        return await _with_retries(runtime, call)
+    return await hedged(runtime, call, hedges, delay, partial(_with_retries, runtime))
 
 
 async def _with_retries(runtime: Runtime, call: Call) -> Outcome:

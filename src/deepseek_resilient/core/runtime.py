@@ -18,6 +18,7 @@ from deepseek_resilient.core.breaker import CLOSED, Breaker, BreakerStatistics, 
 from deepseek_resilient.core.budget import BudgetStatistics, RetryBudget
 from deepseek_resilient.core.concurrency import ConcurrencyStatistics, Places
 from deepseek_resilient.core.gate import Gate, GateStatistics
+from deepseek_resilient.core.hedge import Hedges, HedgeStatistics
 from deepseek_resilient.core.rate import RateLimiter, RateStatistics
 from deepseek_resilient.core.routing import Router, UpstreamStatistics
 from deepseek_resilient.core.sharing import Sharing, Store, make_sharing
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import pybreaker
 
     from deepseek_resilient.config import Policy, Priority
+    from deepseek_resilient.core.attempt import Attempt
     from deepseek_resilient.core.cache import CacheStatistics
     from deepseek_resilient.core.messages import Request
     from deepseek_resilient.wire import CallInfo
@@ -41,9 +43,9 @@ class Call:
     """One call from beginning to end. Belongs to whoever drives it; never shared."""
 
     __slots__ = (
-        "attempts", "caching", "connect", "deadline", "dice", "fields", "has_stale", "info", "max_retries", "number",
-        "owed", "priority", "request", "simplified", "size", "source", "started", "target", "tenant", "tokens", "told",
-        "tried", "verdicts", "waited",
+        "attempt", "attempts", "caching", "connect", "deadline", "dice", "fields", "has_stale", "info", "max_retries",
+        "number", "owed", "priority", "request", "simplified", "size", "source", "started", "target", "tenant",
+        "tokens", "told", "tried", "verdicts", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +73,7 @@ class Call:
         self.connect = connect
         self.max_retries = max_retries
         self.attempts = 0
+        self.attempt: Attempt | None = None
         self.waited = 0.0
         self.target = ""
         self.told = False
@@ -112,6 +115,7 @@ class EngineStatistics:
     targets: Mapping[str, TargetStatistics]
     upstreams: Mapping[str, UpstreamStatistics]
     cache: CacheStatistics | None
+    hedges: HedgeStatistics | None
 
 
 class Runtime:
@@ -145,6 +149,7 @@ class Runtime:
         self.sharing: Sharing | None = None
         if policy.cache is not None:
             self.sharing = make_sharing(policy.cache, make_lock, clock, wall, store)
+        self.hedges = None if policy.hedge is None else Hedges(policy.hedge, make_lock, clock())
         self._make_lock = make_lock
         self._breaker_listeners = breaker_listeners
         self._breaker_storage = breaker_storage
@@ -200,11 +205,12 @@ class Runtime:
         budget = self.budget.statistics()
         upstreams = self.router.statistics(now) if self.router else {}
         cache = self.sharing.statistics() if self.sharing else None
+        hedges = self.hedges.statistics() if self.hedges else None
         with self._lock:
             in_flight = self._calls - self._ended
             verdicts, refused = dict(self._verdicts), dict(self._refused)
             return EngineStatistics(
-                self._calls, in_flight, self._attempts, verdicts, refused, budget, targets, upstreams, cache
+                self._calls, in_flight, self._attempts, verdicts, refused, budget, targets, upstreams, cache, hedges
             )
 
     def _make_target(self, name: str, most: int | None) -> Target:

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from deepseek_resilient.core.answer import Answer
 from deepseek_resilient.core.cache import AnswerCache, CacheStatistics
-from deepseek_resilient.core.effects import Do, Emit, Respond, Sleep, Spawn, Wait
+from deepseek_resilient.core.effects import Do, Emit, Respond, Sleep, Wait
 from deepseek_resilient.core.fingerprint import fingerprint, is_deterministic
-from deepseek_resilient.core.flight import Flight, Flights, Recorded
+from deepseek_resilient.core.flight import Flight, Flights, Recorded, is_failure, ride, take_off
 from deepseek_resilient.core.messages import Failure, FailureKind, RawHeaders, Response
 from deepseek_resilient.core.verdict import VerdictKind
 from deepseek_resilient.events import AnswerReused
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     Lead = Callable[[Call], Coroutine[Effect[Any], Any, Response | Failure | None]]
     Outcome = Response | Failure | None
 
-_CUT = (FailureKind.CUT, FailureKind.SILENT)
 _NOT_KEPT = frozenset(
     (b"connection", b"keep-alive", b"set-cookie", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
@@ -117,7 +116,7 @@ async def answer(runtime: Runtime, call: Call, sharing: Sharing, key: bytes, lea
     if flight.error is not None:
         raise flight.error
     kept = kept or flight.stale
-    if kept is not None and _is_failure(outcome):
+    if kept is not None and is_failure(outcome):
         age = runtime.wall() - kept.at
         if age < policy.lifetime + policy.stale_if_error:
             return await _reuse(runtime, call, sharing, kept, age, "stale")
@@ -137,8 +136,8 @@ async def _fly_along(
         flight, leads = Flight(key, call), True
     try:
         if leads:
-            await _take_off(runtime, sharing, flight, lead)
-        await _wait(sharing, flight, -1, None if leads else call.deadline)
+            await take_off(flights, flight, _fly(runtime, sharing, flight, lead))
+        await Wait(flights.listen(flight, -1), until=None if leads else call.deadline)
         if not flight.landed and flight.response is None:
             spent = runtime.clock() - call.started
             told = f"the deadline of the call (timeout=) passed after {spent:.2f} s, waiting for an identical call"
@@ -146,17 +145,6 @@ async def _fly_along(
         return await _ride(runtime, call, sharing, flight), flight
     finally:
         flights.leave(flight)
-
-
-async def _take_off(runtime: Runtime, sharing: Sharing, flight: Flight, lead: Lead) -> None:
-    lost = partial(sharing.flights.land, flight, lost=True)
-    flying = _fly(runtime, sharing, flight, lead)
-    try:
-        flight.cancel = await Spawn(flying, lost)
-    except BaseException:
-        flying.close()
-        lost()
-        raise
 
 
 async def _fly(runtime: Runtime, sharing: Sharing, flight: Flight, lead: Lead) -> None:
@@ -207,16 +195,7 @@ async def _refresh(runtime: Runtime, call: Call, sharing: Sharing, key: bytes, l
     flight = flights.open(key, own)
     if flight is not None:
         own.number = runtime.next_number()
-        await _take_off(runtime, sharing, flight, lead)
-
-
-async def _wait(sharing: Sharing, flight: Flight, seen: int, until: float | None) -> bool:
-    """Until there is more than what was seen, or the end; False when the time is up."""
-    bell = sharing.flights.listen(flight, seen)
-    if bell is not None:
-        await Wait(bell, until=until)
-        return bell.rung
-    return True
+        await take_off(flights, flight, _fly(runtime, sharing, flight, lead))
 
 
 async def _ride(runtime: Runtime, call: Call, sharing: Sharing, flight: Flight) -> Outcome:
@@ -232,22 +211,7 @@ async def _ride(runtime: Runtime, call: Call, sharing: Sharing, flight: Flight) 
     if flight.call is not call:
         _told(runtime, call, sharing, "joined", None)
         head = _joined(call, flight, head)
-    await Respond(head)
-    seen, emit = 0, Emit(b"", None, patience=None)
-    chunks = flight.chunks
-    while True:
-        while seen < len(chunks):
-            emit.chunk = chunks[seen]
-            seen += 1
-            await emit
-        if flight.landed and seen == len(chunks):
-            break
-        await _wait(sharing, flight, seen, None)
-    if flight.error is not None:
-        raise flight.error
-    if flight.lost:
-        return Failure(FailureKind.CUT, "the stream was cut: the event loop of the identical call was closed")
-    return _own(call, flight, flight.outcome)
+    return _own(call, flight, await ride(sharing.flights, flight, head))
 
 
 def _own(call: Call, flight: Flight, outcome: Outcome) -> Outcome:
@@ -315,14 +279,6 @@ def _keepable(runtime: Runtime, call: Call, flight: Flight, outcome: Outcome) ->
         if (low := name.lower()) not in _NOT_KEPT and not low.startswith(b"x-resilient-")
     )
     return Answer(head.status, headers, chunks, stream, runtime.wall())
-
-
-def _is_failure(outcome: Outcome) -> bool:
-    """Whether the call failed for a reason that is not its own, before anything was handed over."""
-    if isinstance(outcome, Response):
-        status = outcome.status
-        return status >= 500 or status in (402, 408, 429)
-    return outcome is not None and outcome.kind not in (*_CUT, FailureKind.UNUSABLE)
 
 
 def _ended_by_another(flight: Flight, call: Call, now: float) -> bool:
