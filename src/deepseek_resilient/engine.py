@@ -121,6 +121,7 @@ class Engine:
         priority: Priority | None = None,
         tenant: str = "",
         caching: Literal["", "use", "refresh", "bypass"] = "",
+        retries_above: int = 0,
     ) -> CallCoroutine:
         """The coroutine of one call, for a driver. Nothing happens before it is driven.
 
@@ -133,6 +134,7 @@ class Engine:
             tenant: whose limits of the guard hold for it; "" for the general ones.
             Cached answers are never shared between tenants.
             caching: what the call says of the cache (`CachePolicy.calls`).
+            retries_above: how often a layer above has tried this call before.
         """
         runtime = self._runtime
         now = runtime.clock()
@@ -156,6 +158,7 @@ class Engine:
                 tenant=tenant,
                 fields=fields,
                 caching=caching,
+                retries_above=retries_above,
             ),
         )
 

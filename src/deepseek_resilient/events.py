@@ -176,6 +176,15 @@ class HedgeStarted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RetriesAbove(Event):
+    """Whoever calls retries too; told once for each sign ("retry_count", "same_request"), with the remedy."""
+
+    call: int
+    sign: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
 class CallRefused(Event):
     """A step refused the call before anything was sent."""
 
@@ -204,6 +213,7 @@ _LEVELS: dict[type[Event], int] = {
     GateClosed: logging.WARNING,
     ModelChanged: logging.WARNING,
     LoadChanged: logging.WARNING,
+    RetriesAbove: logging.WARNING,
     CallSimplified: logging.INFO,
     CallRefused: logging.INFO,
     RetryScheduled: logging.INFO,

@@ -8,7 +8,7 @@ import pytest
 from tenacity import stop_after_attempt
 from worlds import Caller, Run, Scenario, quick, run_everywhere
 
-from deepseek_resilient import BudgetPolicy, CachePolicy, HedgePolicy, Policy, RetryPolicy
+from deepseek_resilient import BudgetPolicy, CachePolicy, HedgePolicy, Policy, RetryPolicy, RoutingPolicy, Upstream
 from deepseek_resilient.core.hedge import HedgeStatistics
 
 SERVER: dict[str, Any] = {"slots": 1000, "service_time": 1.0}
@@ -135,10 +135,28 @@ def test_a_call_that_waits_for_its_place_is_not_late() -> None:
     assert 200 == run.seen[-1].status
 
 
-def test_a_shared_call_is_hedged_once() -> None:
-    """The one that is made for all of them."""
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_shared_call_is_hedged_once(stream: bool) -> None:
+    """The one that is made for all of them; what the second brought is kept like any other answer."""
     policy = quick(hedge=HedgePolicy(minimum_samples=10), cache=CachePolicy())
-    callers = [Caller(at=LATE + 0.01 * number, fields={"temperature": 0}) for number in range(3)]
+    times = (LATE, LATE + 0.01, LATE + 0.02, LATE + 60)
+    callers = [Caller(at=at, stream=stream, fields={"temperature": 0}) for at in times]
     run = hedged(*callers, policy=policy)
     assert BEFORE + 2 == run.served["attempts"]
-    assert 1 == len({seen.body for seen in run.seen[-3:]})
+    assert 1 == len({seen.body for seen in run.seen[-4:]})
+    assert [None, "joined", "joined", "hit"] == [seen.headers.get("x-resilient-cache") for seen in run.seen[-4:]]
+
+
+def test_with_several_servers_the_second_goes_to_another() -> None:
+    """The one that hangs is not asked twice."""
+    upstreams = (Upstream("https://a"), Upstream("https://b"))
+    policy = quick(hedge=HedgePolicy(minimum_samples=10), routing=RoutingPolicy(upstreams=upstreams))
+    known = tuple(Caller(at=2.0 * number) for number in range(BEFORE))
+    servers: dict[str, tuple[tuple[str, float, float], ...]] = {"a": (SLOW,), "b": (SLOW,)}
+    scenario = Scenario(
+        callers=(*known, Caller(at=LATE)), policy=policy, settings=SERVER, servers=servers
+    )  # fmt: skip
+    run = run_everywhere(scenario, in_turn=False)
+    told = [line for line in run.trace if f"AttemptStarted(call={BEFORE + 1}," in line]
+    assert 2 == len({line.partition("target=")[2] for line in told})
+    assert "second" == run.seen[-1].headers["x-resilient-hedge"]

@@ -30,6 +30,7 @@ from deepseek_resilient.core import verdict as judge
 from deepseek_resilient.core.attempt import Attempt
 from deepseek_resilient.core.effects import Emit, Read, Respond, Send, Sleep
 from deepseek_resilient.core.entrance import enter
+from deepseek_resilient.core.flight import is_failure
 from deepseek_resilient.core.guard import inspect
 from deepseek_resilient.core.hedge import hedged
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
@@ -61,9 +62,13 @@ async def run(runtime: Runtime, call: Call) -> Outcome:
             return _finish(call, _refuse(runtime, call, fault))
         sharing = runtime.sharing
         key = None if sharing is None else key_of(sharing, call)
+        runtime.layers.begin(call, call.started)
         if sharing is None or key is None:
-            return await _lead(runtime, call)
-        return await answer(runtime, call, sharing, key, partial(_lead, runtime))
+            outcome = await _lead(runtime, call)
+        else:
+            outcome = await answer(runtime, call, sharing, key, partial(_lead, runtime))
+        runtime.layers.end(call, runtime.clock(), failed=is_failure(outcome))
+        return outcome
     finally:
         runtime.count_end()
         if told:

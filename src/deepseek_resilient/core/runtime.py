@@ -19,6 +19,7 @@ from deepseek_resilient.core.budget import BudgetStatistics, RetryBudget
 from deepseek_resilient.core.concurrency import ConcurrencyStatistics, Places
 from deepseek_resilient.core.gate import Gate, GateStatistics
 from deepseek_resilient.core.hedge import Hedges, HedgeStatistics
+from deepseek_resilient.core.layers import RetryLayers
 from deepseek_resilient.core.rate import RateLimiter, RateStatistics
 from deepseek_resilient.core.routing import Router, UpstreamStatistics
 from deepseek_resilient.core.sharing import Sharing, Store, make_sharing
@@ -44,17 +45,18 @@ class Call:
 
     __slots__ = (
         "attempt", "attempts", "caching", "connect", "deadline", "dice", "fields", "has_stale", "info", "max_retries",
-        "number", "owed", "priority", "request", "simplified", "size", "source", "started", "target", "tenant",
-        "tokens", "told", "tried", "verdicts", "waited",
+        "number", "owed", "priority", "request", "retries_above", "simplified", "size", "source", "started", "target",
+        "tenant", "tokens", "told", "tried", "verdicts", "waited",
     )  # fmt: skip
 
     def __init__(
         self, request: Request, info: CallInfo, *, number: int, started: float, deadline: float | None,
         connect: float | None, max_retries: int | None, priority: Priority, tenant: str, fields: object,
-        caching: str = "",
+        caching: str = "", retries_above: int = 0,
     ) -> None:  # fmt: skip
         self.priority = priority
         self.caching = caching
+        self.retries_above = retries_above
         self.has_stale = False
         self.source = ""
         self.tenant = tenant
@@ -150,6 +152,7 @@ class Runtime:
         if policy.cache is not None:
             self.sharing = make_sharing(policy.cache, make_lock, clock, wall, store)
         self.hedges = None if policy.hedge is None else Hedges(policy.hedge, make_lock, clock())
+        self.layers = RetryLayers(listeners, make_lock())
         self._make_lock = make_lock
         self._breaker_listeners = breaker_listeners
         self._breaker_storage = breaker_storage
