@@ -55,11 +55,21 @@ def test_the_second_one_answers(stream: bool) -> None:
     assert 1 == len([line for line in run.trace if "HedgeStarted" in line])
 
 
+def test_a_first_one_that_is_refused_is_not_hidden() -> None:
+    """A 400 is the caller's own fault, whatever a second attempt would say."""
+    windows = (("status;status=400;delay=5", LATE - 0.05, 0.1), ("slow_first_token;delay=10", LATE + 0.06, 1000.0))
+    run = hedged(Caller(at=LATE), windows=windows)
+    assert 400 == run.seen[-1].status
+
+
 def test_a_stream_is_that_of_one_attempt_only() -> None:
-    """Byte for byte what the server sends to anybody."""
+    """Byte for byte what the server sends to anybody; the other attempt is given up at its first content."""
     run = hedged(Caller(at=LATE, stream=True))
     assert 1 == run.seen[-1].body.count(b"data: [DONE]")
     assert run.seen[-1].body.startswith(b"data: ")
+    given_up = next(line for line in run.trace if "AttemptAbandoned" in line)
+    committed = next(line for line in run.trace if f"StreamCommitted(call={BEFORE + 1}," in line)
+    assert given_up.split()[0] == committed.split()[0]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -72,9 +82,10 @@ def test_the_first_one_answers_after_all(stream: bool) -> None:
     assert (1, 0) == (counted(run).sent, counted(run).won)
 
 
-def test_a_second_one_that_fails_changes_nothing() -> None:
-    """The first is waited for."""
-    windows = (("slow_first_token;delay=8", LATE - 0.05, 0.1), ("outage_503", LATE + 0.06, 1000.0))
+@pytest.mark.parametrize("fault", ["outage_503", "reset", "status;status=404"])
+def test_a_second_one_that_fails_changes_nothing(fault: str) -> None:
+    """The first is waited for; a 404 may be the other upstream's alone."""
+    windows = (("slow_first_token;delay=8", LATE - 0.05, 0.1), (fault, LATE + 0.06, 1000.0))
     run = hedged(Caller(at=LATE), windows=windows)
     assert (200, "first") == (run.seen[-1].status, run.seen[-1].headers["x-resilient-hedge"])
 

@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepseek_resilient import HedgePolicy, Policy, wire
+from deepseek_resilient import AdmissionPolicy, HedgePolicy, Policy, wire
 from deepseek_resilient.core.effects import Emit, Respond, Spawn, Wait
 from deepseek_resilient.core.hedge import Latencies
 from deepseek_resilient.core.messages import FailureKind
+from deepseek_resilient.core.verdict import Verdict, VerdictKind
 
 from .driving import ANSWER, Bench, Driven, ask, chunk, reply
 
@@ -60,11 +61,11 @@ class Simple:
 class Beside:
     """A call that may be hedged, by hand: what it begins is there to be driven."""
 
-    def __init__(self, *, stream=False):
-        self.bench = bench = Bench(Policy(hedge=HedgePolicy(minimum_samples=10)))
+    def __init__(self, policy=None, *, stream=False, seconds=1.0):
+        self.bench = bench = Bench(policy or Policy(hedge=HedgePolicy(minimum_samples=10)))
         answer = [chunk("a", "stop"), b"data: [DONE]\n\n", b""] if stream else [ANSWER, b""]
         for _ in range(10):
-            bench.call([reply(), 1.0, *answer], request=ask(stream=stream))
+            bench.call([reply(), seconds, *answer], request=ask(stream=stream))
         self.coroutine = bench.engine.call(ask(stream=stream), timeout=600.0)
         self.spawned = []
         self.chunks = []
@@ -134,6 +135,30 @@ def test_a_stream_whose_driver_was_stopped_is_cut():
     beside.lose(0)
     assert FailureKind.CUT is outcome_of(beside).kind
     assert [chunk("hel")] == beside.chunks
+
+
+def test_none_is_begun_under_load():
+    """A late answer is then a lack of capacity, and one more request makes it worse."""
+    policy = AdmissionPolicy(half_life=0.01, throttle_ratio=0.1, minimum_throughput=10)
+    beside = Beside(Policy(hedge=HedgePolicy(minimum_samples=10), admission=policy))
+    beside.go()
+    beside.flight(0).run(limit=1)
+    (target,) = beside.bench.engine._runtime.targets.all()
+    for _ in range(50):
+        beside.bench.clock.now += 0.001
+        target.admission.meter.report_verdict(beside.bench.clock.now, Verdict(VerdictKind.THROTTLED, "busy", True, 429))
+    assert 0 < target.admission.meter.look(beside.bench.clock.now)[0]
+    beside.go()
+    assert 1 == len(beside.spawned)
+    assert 1 == beside.bench.engine.statistics().hedges.refused
+
+
+def test_nor_for_an_attempt_that_has_just_ended():
+    """It failed in the moment in which it became late, and its wait for the next one begins."""
+    beside = Beside(Policy(hedge=HedgePolicy(minimum_samples=10)), seconds=0.0)
+    beside.go()
+    beside.go()
+    assert 1 == len(beside.spawned)
 
 
 def test_a_second_one_that_is_stopped_leaves_the_first():

@@ -151,24 +151,26 @@ async def hedged(runtime: Runtime, call: Call, hedges: Hedges, delay: float, lea
     """The outcome of `lead`, or that of a second one begun `delay` seconds after its attempt was sent."""
     flights = hedges.flights
     first = Flight(b"", _twin_of(call))
-    flying = [first]
+    flying, boarded = [first], [first]
     try:
         await take_off(flights, first, _fly(runtime, flights, first, lead))
-        if await _is_late(runtime, flights, first, delay):
-            attempt, now = first.call.attempt, runtime.clock()
-            target = None if attempt is None else attempt.entry.target
-            admission = None if target is None else target.admission
-            loaded = admission is not None and admission.meter.look(now)[0] > 0
-            if attempt is not None and hedges.pay(runtime, now, loaded=loaded):
-                runtime.listeners.emit(HedgeStarted(now, call.number, first.call.target, now - attempt.started))
-                second = Flight(b"", _twin_of(first.call))
-                second.call.max_retries = first.call.attempts
-                flying.append(second)
-                await take_off(flights, second, _fly(runtime, flights, second, lead))
+        if await _is_late(runtime, flights, first, delay) and _may_hedge(runtime, hedges, call, first):
+            second = Flight(b"", _twin_of(first.call))
+            second.call.max_retries = first.call.attempts
+            flying.append(second)
+            boarded.append(second)
+            await take_off(flights, second, _fly(runtime, flights, second, lead))
         winner = await _decide(flights, flying)
-        if len(flying) > 1:
-            _settle(runtime, hedges, first, winner)
+        if winner is not first:
+            hedges.count_won()
+            late = first.call.attempt
+            if late is not None:
+                hedges.learn(first.call, runtime.clock() - late.started)
         _adopt(call, flying, winner)
+        boarded = [winner]
+        for flight in flying:
+            if flight is not winner:
+                flights.leave(flight)
         head = winner.response
         if head is not None:
             outcome = await ride(flights, winner, _marked(call, head, flying, winner))
@@ -181,7 +183,7 @@ async def hedged(runtime: Runtime, call: Call, hedges: Hedges, delay: float, lea
         outcome = winner.outcome
         return _marked(call, outcome, flying, winner) if isinstance(outcome, Response) else outcome
     finally:
-        for flight in flying:
+        for flight in boarded:
             flights.leave(flight)
 
 
@@ -209,11 +211,24 @@ async def _is_late(runtime: Runtime, flights: Flights, flight: Flight, delay: fl
             return True
 
 
+def _may_hedge(runtime: Runtime, hedges: Hedges, call: Call, first: Flight) -> bool:
+    """Whether there is an attempt to be hedged, no load, and the budgets pay."""
+    attempt, now = first.call.attempt, runtime.clock()
+    if attempt is None:
+        return False
+    admission = None if attempt.entry.target is None else attempt.entry.target.admission
+    loaded = admission is not None and admission.meter.look(now)[0] > 0
+    if not hedges.pay(runtime, now, loaded=loaded):
+        return False
+    runtime.listeners.emit(HedgeStarted(now, call.number, first.call.target, now - attempt.started))
+    return True
+
+
 async def _decide(flights: Flights, flying: list[Flight]) -> Flight:
     """The first that has something good; where none has, the first that began."""
     while True:
         for flight in flying:
-            if flight.response is not None or (flight.landed and not _failed(flight)):
+            if flight.response is not None or (flight.landed and _is_good(flight, may_refuse=flight is flying[0])):
                 return flight
         pending = [flight for flight in flying if not flight.landed]
         if not pending:
@@ -224,18 +239,13 @@ async def _decide(flights: Flights, flying: list[Flight]) -> Flight:
         await Wait(bell, until=None)
 
 
-def _failed(flight: Flight) -> bool:
-    return flight.lost or flight.error is not None or is_failure(flight.outcome)
-
-
-def _settle(runtime: Runtime, hedges: Hedges, first: Flight, winner: Flight) -> None:
-    """The second attempt won, or not; the loser is left by who called, and so cancelled."""
-    if winner is first:
-        return
-    hedges.count_won()
-    attempt = first.call.attempt
-    if attempt is not None:
-        hedges.learn(first.call, runtime.clock() - attempt.started)
+def _is_good(flight: Flight, *, may_refuse: bool) -> bool:
+    """Whether a flight that landed decides the call. That the caller is at fault, only the first may say: the second
+    may have been at another upstream, with another key and other models."""
+    outcome = flight.outcome
+    if flight.lost or flight.error is not None or is_failure(outcome):
+        return False
+    return may_refuse or (isinstance(outcome, Response) and outcome.status < 400)
 
 
 def _twin_of(call: Call) -> Call:
