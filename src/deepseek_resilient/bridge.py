@@ -36,18 +36,19 @@ Library = Any
 
 MAX_RETRIES_HEADER = "x-resilient-max-retries"
 TENANT_HEADER = b"x-resilient-tenant"
+RETRY_COUNT = "x-stainless-retry-count"
+"""How often the OpenAI or Anthropic SDK has sent this request before."""
 MAX_CONNECTIONS = 1000
 
 _MAX_RETRIES = MAX_RETRIES_HEADER.encode()
+_RETRIES = RETRY_COUNT.encode()
 _CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
 _OF_THE_HOST = frozenset((b"cookie", b"api-key", b"openai-organization", b"openai-project", b"proxy-authorization"))
 _OURS = (_MAX_RETRIES, PRIORITY_HEADER, TENANT_HEADER, CACHE_HEADER)
 _VARY = (b"anthropic-version", b"anthropic-beta", b"openai-beta", b"openai-organization", b"openai-project")
 """Headers that an answer, or who pays for it, depends on."""
-_RETRY_COUNT = b"x-stainless-retry-count"
-"""How often the OpenAI or Anthropic SDK has sent this request before."""
 _LOOKED_AT = frozenset(
-    (b"authorization", b"x-api-key", b"accept-encoding", b"content-encoding", _RETRY_COUNT, *_VARY, *_OURS)
+    (b"authorization", b"x-api-key", b"accept-encoding", b"content-encoding", _RETRIES, *_VARY, *_OURS)
 )
 
 
@@ -138,7 +139,7 @@ def prepare(library: Library, request: Any) -> tuple[Request, dict[str, Any]]:
         request.headers = headers = headers.copy()
         for name in _OURS:
             headers.pop(name.decode(), None)
-    if (count := found.get(_RETRY_COUNT, b"0")).isdigit() and int(count[:9]):
+    if (count := found.get(_RETRIES, b"0")).isdigit() and int(count[:9]):
         timeouts["retries_above"] = int(count[:9])
     encodings = found.get(b"accept-encoding", b"")
     if (b"br" in encodings or b"zstd" in encodings) and wire.dialect_of(request.method, path).is_inference:

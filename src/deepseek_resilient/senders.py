@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from deepseek_resilient.bridge import Dropped, Library, failure_of, library_of
+from deepseek_resilient.bridge import RETRY_COUNT, Dropped, Library, failure_of, library_of
 from deepseek_resilient.core.messages import RawHeaders, Reply
 
 if TYPE_CHECKING:
@@ -148,8 +148,11 @@ _closing: set[asyncio.Task[None]] = set()
 
 
 def _native(library: Library, effect: Send, iterate: Callable[[Any], Any]) -> Any:
-    """The request as the inner transport's library knows it."""
+    """The request as the inner transport's library knows it, with all retries in the SDK's count of them."""
     native: Any = effect.request.native
+    if effect.attempt > 1 and RETRY_COUNT in native.headers:
+        native.headers = native.headers.copy()
+        native.headers[RETRY_COUNT] = str(effect.attempt - 1)
     if library_of(native) is library:
         return native
     return library.Request(

@@ -61,12 +61,12 @@ class Simple:
 class Beside:
     """A call that may be hedged, by hand: what it begins is there to be driven."""
 
-    def __init__(self, policy=None, *, stream=False, seconds=1.0):
+    def __init__(self, policy=None, *, stream=False, seconds=1.0, **options):
         self.bench = bench = Bench(policy or Policy(hedge=HedgePolicy(minimum_samples=10)))
         answer = [chunk("a", "stop"), b"data: [DONE]\n\n", b""] if stream else [ANSWER, b""]
         for _ in range(10):
             bench.call([reply(), seconds, *answer], request=ask(stream=stream))
-        self.coroutine = bench.engine.call(ask(stream=stream), timeout=600.0)
+        self.coroutine = bench.engine.call(ask(stream=stream, **options), timeout=600.0)
         self.spawned = []
         self.chunks = []
         self.waiting = None
@@ -162,9 +162,9 @@ def test_nor_for_an_attempt_that_has_just_ended():
 
 
 def test_a_second_one_that_is_stopped_leaves_the_first():
-    """Whose answer comes later; a first one that is stopped leaves the second."""
-    for loser, winner in ((1, 0), (0, 1)):
-        beside = Beside()
+    """Whose answer comes later; a first one that is stopped leaves the second. With a bridge, and without one."""
+    for loser, winner, options in ((1, 0, {}), (0, 1, {"adapt": None})):
+        beside = Beside(**options)
         beside.go()
         flights = [beside.flight(0, [reply(), ANSWER, b""])]
         flights[0].run(limit=1)

@@ -78,9 +78,10 @@ class Send(Effect["Reply | Failure"]):
     `connect` bounds the connection in seconds (None: only `until`); `until` is the monotonic instant at which the
     driver must have answered (None: never); `patience` is the longest that any later `Read` of this reply may wait
     beyond its first (0: no longer; None: for ever). `bounded` False leaves the limits to the caller's own request.
+    `attempt` counts from 1.
     """
 
-    __slots__ = ("bounded", "connect", "patience", "request", "until")
+    __slots__ = ("attempt", "bounded", "connect", "patience", "request", "until")
 
     def __init__(
         self,
@@ -90,7 +91,9 @@ class Send(Effect["Reply | Failure"]):
         until: float | None = None,
         patience: float | None = 0.0,
         bounded: bool = True,
+        attempt: int = 1,
     ) -> None:
+        self.attempt = attempt
         self.request = request
         self.connect = connect
         self.until = until

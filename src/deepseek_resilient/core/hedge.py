@@ -157,6 +157,8 @@ async def hedged(runtime: Runtime, call: Call, hedges: Hedges, delay: float, lea
         if await _is_late(runtime, flights, first, delay) and _may_hedge(runtime, hedges, call, first):
             second = Flight(b"", _twin_of(first.call))
             second.call.max_retries = first.call.attempts
+            if call.request.adapt is not None:  # the first's own is still with the driver of the first
+                second.call.request = call.request.adapted(None, None)
             flying.append(second)
             boarded.append(second)
             await take_off(flights, second, _fly(runtime, flights, second, lead))

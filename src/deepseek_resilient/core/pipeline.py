@@ -152,6 +152,7 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
         connect=call.connect,
         until=until,
         patience=policy.stream.silence if info.stream else 0.0,
+        attempt=call.attempts + call.retries_above,
     )
     if isinstance(reply, Failure):
         return _failed(runtime, call, attempt, judge.of_failure(reply), reply)
