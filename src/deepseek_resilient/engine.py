@@ -131,8 +131,7 @@ class Engine:
             connect_timeout: bound on one connection in seconds; the policy's bound holds as well.
             max_retries: at most this many retries for this call, instead of the policy's `retry.stop`.
             priority: how much it matters; None for the policy's own.
-            tenant: whose limits of the guard hold for it; "" for the general ones.
-            Cached answers are never shared between tenants.
+            tenant: whose limits of the guard hold for it; "" for the general ones. Tenants share no answers.
             caching: what the call says of the cache (`CachePolicy.calls`).
             retries_above: how often a layer above has tried this call before.
         """

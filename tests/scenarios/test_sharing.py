@@ -11,7 +11,6 @@ import pytest
 from worlds import Caller, Run, Scenario, Seen, quick, run_everywhere
 
 from deepseek_resilient import AdmissionPolicy, CachePolicy, Engine, LadderPolicy, Policy, Priority, Rung, StaleAnswer
-from deepseek_resilient.core.messages import Failure
 from deepseek_resilient.drivers.scheduler import VirtualScheduler
 from deepseek_resilient.drivers.simulator import SimulatedCall
 from deepseek_resilient.lab.deepseek import EPOCH, LabSettings, SimulatedDeepSeek
@@ -242,16 +241,8 @@ def _fly(cancel_after: int | None, stream: bool, seed: int = 3) -> tuple[list[Se
     calls: list[SimulatedCall] = []
 
     def begin(one: Seen) -> None:
-        def ended(call: SimulatedCall) -> None:
-            if call.response is not None:
-                one.take(call.response)
-            one.body += b"".join(call.received)
-            if isinstance(call.outcome, Failure):
-                one.fail(call.outcome)
-            one.gone = isinstance(call.outcome, BaseException)
-
         coroutine = engine.call(virtual_request(json.dumps(body).encode()), timeout=30.0)
-        call = SimulatedCall(coroutine, VirtualDeepSeek(model), scheduler, ended)
+        call = SimulatedCall(coroutine, VirtualDeepSeek(model), scheduler, one.end)
         calls.append(call)
         call.start()
 

@@ -109,6 +109,15 @@ class Seen:
         self.headers.pop("x-ds-trace-id", None)
         self.body += response.body or b""
 
+    def end(self, call: SimulatedCall) -> None:
+        """All that a simulated call came to."""
+        if call.response is not None:
+            self.take(call.response)
+        self.body += b"".join(call.received)
+        if isinstance(call.outcome, Failure):
+            self.fail(call.outcome)
+        self.gone = isinstance(call.outcome, BaseException)
+
     def fail(self, failure: Failure) -> None:
         self.failure, self.message, self.partial = failure.kind, failure.message, failure.partial
 
@@ -199,15 +208,7 @@ def run_simulated(scenario: Scenario) -> Run:
     world = _World(scenario, scheduler)
 
     def start(caller: Caller, seen: Seen) -> None:
-        def ended(call: SimulatedCall) -> None:
-            if call.response is not None:
-                seen.take(call.response)
-            seen.body += b"".join(call.received)
-            if isinstance(call.outcome, Failure):
-                seen.fail(call.outcome)
-            seen.gone = isinstance(call.outcome, BaseException)
-
-        call = SimulatedCall(world.coroutine(caller), world, scheduler, ended)
+        call = SimulatedCall(world.coroutine(caller), world, scheduler, seen.end)
         if caller.cancel_at is not None:
             scheduler.call_at(caller.cancel_at, lambda: call.cancel(asyncio.CancelledError()))
         call.start()

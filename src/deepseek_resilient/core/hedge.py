@@ -16,7 +16,6 @@ bound on the extra load).
 
 from __future__ import annotations
 
-import copy
 from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass
@@ -150,15 +149,14 @@ def _kind_of(call: Call) -> tuple[object, ...]:
 async def hedged(runtime: Runtime, call: Call, hedges: Hedges, delay: float, lead: Lead) -> Outcome:
     """The outcome of `lead`, or that of a second one begun `delay` seconds after its attempt was sent."""
     flights = hedges.flights
-    first = Flight(b"", _twin_of(call))
+    first = Flight(b"", call.twin())
     flying, boarded = [first], [first]
     try:
         await take_off(flights, first, _fly(runtime, flights, first, lead))
         if await _is_late(runtime, flights, first, delay) and _may_hedge(runtime, hedges, call, first):
-            second = Flight(b"", _twin_of(first.call))
+            second = Flight(b"", first.call.twin())
             second.call.max_retries = first.call.attempts
-            if call.request.adapt is not None:  # the first's own is still with the driver of the first
-                second.call.request = call.request.adapted(None, None)
+            second.call.request = call.request.apart()  # the native one is still with the driver of the first
             flying.append(second)
             boarded.append(second)
             await take_off(flights, second, _fly(runtime, flights, second, lead))
@@ -248,13 +246,6 @@ def _is_good(flight: Flight, *, may_refuse: bool) -> bool:
     if flight.lost or flight.error is not None or is_failure(outcome):
         return False
     return may_refuse or (isinstance(outcome, Response) and outcome.status < 400)
-
-
-def _twin_of(call: Call) -> Call:
-    """A record of its own for what is driven beside."""
-    twin = copy.copy(call)
-    twin.verdicts, twin.attempt = list(call.verdicts), None
-    return twin
 
 
 def _adopt(call: Call, flying: list[Flight], winner: Flight) -> None:

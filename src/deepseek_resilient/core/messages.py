@@ -52,6 +52,10 @@ class Request:
         self.replayable = replayable
         self.native = native
 
+    def apart(self) -> Request:
+        """This request with a native one of its own, where it can have one: what became of the caller's is not seen."""
+        return self if self.adapt is None else self.adapted(None, None)
+
     def adapted(self, fields: Mapping[str, Any] | None, upstream: Upstream | None) -> Request:
         """This request with other JSON fields, for another upstream with its key and its name of the model."""
         if self.adapt is None:

@@ -6,6 +6,7 @@ by the engine (the simulator hands in virtual ones).
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import Counter
 from dataclasses import dataclass
@@ -80,6 +81,12 @@ class Call:
         self.target = ""
         self.told = False
         self.verdicts: list[str] = []
+
+    def twin(self) -> Call:
+        """A record of its own for what is driven beside this call."""
+        twin = copy.copy(self)
+        twin.verdicts, twin.attempt = list(self.verdicts), None
+        return twin
 
     def read(self) -> dict[str, Any]:
         """The fields of the request; they are kept until it is sent."""

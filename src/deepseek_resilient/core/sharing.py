@@ -154,8 +154,7 @@ async def _fly(runtime: Runtime, sharing: Sharing, flight: Flight, lead: Lead) -
         flights.land(flight, reused=known)
         return
     sharing.cache.count("miss")
-    if call.request.adapt is not None:  # the request of the caller is the caller's again
-        call.request = call.request.adapted(None, None)
+    call.request = call.request.apart()  # the native one is the caller's again
     try:
         outcome = await Recorded(flights, flight, lead(call), runtime.clock)
     except Exception as error:
@@ -190,8 +189,8 @@ async def _look_again(runtime: Runtime, sharing: Sharing, flight: Flight) -> Ans
 async def _refresh(runtime: Runtime, call: Call, sharing: Sharing, key: bytes, lead: Lead) -> None:
     """Fetch a new answer beside everybody, unless somebody does."""
     flights = sharing.flights
-    own = copy.copy(call)
-    own.verdicts, own.caching = [], "refresh"
+    own = call.twin()
+    own.caching = "refresh"
     flight = flights.open(key, own)
     if flight is not None:
         own.number = runtime.next_number()
