@@ -25,6 +25,7 @@ from deepseek_resilient.transport import AsyncResilientTransport, ResilientTrans
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from deepseek_resilient.core.ledger import Ledger
     from deepseek_resilient.events import Listener
 
 
@@ -88,6 +89,11 @@ class DeepSeek(openai.OpenAI):
         )
         _forget_openai(self, default_headers, max_retries, options)
 
+    @property
+    def ledger(self) -> Ledger:
+        """What every call took and cost: `print(client.ledger)`, or `client.ledger.of(reply)` for one of them."""
+        return self.engine.ledger
+
     def with_beta(self) -> Self:
         """This client on DeepSeek's beta address: FIM (`completions.create`), prefix completion, strict tools."""
         return self.copy(base_url=_beta(self.base_url))
@@ -129,6 +135,11 @@ class AsyncDeepSeek(openai.AsyncOpenAI):
             **options,
         )
         _forget_openai(self, default_headers, max_retries, options)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What every call took and cost: `print(client.ledger)`, or `client.ledger.of(reply)` for one of them."""
+        return self.engine.ledger
 
     def with_beta(self) -> Self:
         """This client on DeepSeek's beta address: FIM (`completions.create`), prefix completion, strict tools."""

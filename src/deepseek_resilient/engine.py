@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from deepseek_resilient.config import CachePolicy
     from deepseek_resilient.core.effects import CallCoroutine
+    from deepseek_resilient.core.ledger import Ledger
     from deepseek_resilient.core.messages import Request
     from deepseek_resilient.core.routing import Router
     from deepseek_resilient.core.sharing import Store
@@ -110,6 +111,18 @@ class Engine:
         """
         self._router()
         return Upstreams(self._router, self._runtime.clock)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What every call took and cost.
+
+        Raises:
+            ConfigError: the policy has none.
+        """
+        ledger = self._runtime.ledger
+        if ledger is None:
+            raise ConfigError("policy.ledger", None, "a LedgerPolicy, to look at the ledger")
+        return ledger
 
     def call(
         self,

@@ -22,7 +22,7 @@ class Event:
     at: float
 
     def __str__(self) -> str:
-        named = ", ".join(f"{f.name}={_short(getattr(self, f.name))}" for f in fields(self) if f.name != "at")
+        named = ", ".join(f"{f.name}={_short(f.name, getattr(self, f.name))}" for f in fields(self) if f.name != "at")
         return f"{type(self).__name__}({named})"
 
 
@@ -59,6 +59,22 @@ class AttemptEnded(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptCharged(Event):
+    """What an attempt took: tokens of the prompt, those of them that were cached, and of the answer; US dollars (None:
+    the model has no price); whether it was billed ("no", "maybe", "yes"), and whether this is an estimate."""
+
+    call: int
+    attempt: int
+    target: str
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    cost: float | None
+    billed: str
+    estimated: bool
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptAbandoned(Event):
     """The caller went away (cancelled, closed early) before the attempt had a verdict."""
 
@@ -79,7 +95,7 @@ class RetryScheduled(Event):
 
 @dataclass(frozen=True, slots=True)
 class RetryStopped(Event):
-    """No further attempt is made. `why`: futile, unsafe, stop, budget, deadline, retry_after."""
+    """No further attempt is made. `why`: futile, unsafe, stop, budget, money, deadline, retry_after."""
 
     call: int
     attempt: int
@@ -247,5 +263,6 @@ class Listeners:
                 logger.exception("a listener failed on %s", type(event).__name__)
 
 
-def _short(value: object) -> object:
-    return f"{value:.3f}" if isinstance(value, float) else value
+def _short(name: str, value: object) -> object:
+    """Seconds to a thousandth, US dollars to a millionth."""
+    return f"{value:.{6 if name == 'cost' else 3}f}" if isinstance(value, float) else value

@@ -22,15 +22,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepseek_resilient.core.answer import Answer
+from deepseek_resilient.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_FORMAT = 1
+_FORMAT = 2
 _SHARE_LEFT = 0.9
 """What is left of `max_bytes` when room is made."""
 
 _PAGES_OF_LOG = 250
+_HEAD = "<H?dII?QQQ"
 
 _inherited: list[sqlite3.Connection] = []
 
@@ -197,14 +199,16 @@ def _digest(key: bytes, expires: float, content: bytes) -> bytes:
 def _pack(answer: Answer) -> bytes:
     """Head, then every part with its length before it."""
     parts = [part for pair in answer.headers for part in pair] + list(answer.chunks)
-    head = struct.pack("<H?dII", answer.status, answer.stream, answer.at, len(answer.headers), len(answer.chunks))
+    lengths = len(answer.headers), len(answer.chunks)
+    usage = answer.usage or Usage(0, 0, 0)
+    head = struct.pack(_HEAD, answer.status, answer.stream, answer.at, *lengths, answer.usage is not None, *usage)
     return b"".join([head, struct.pack(f"<{len(parts)}I", *map(len, parts)), *parts])
 
 
 def _unpack(content: bytes) -> Answer:
     """The answer that was packed. Raises struct.error for what is too short."""
-    status, stream, at, pairs, chunks = struct.unpack_from("<H?dII", content)
-    place = struct.calcsize("<H?dII")
+    status, stream, at, pairs, chunks, stated, *usage = struct.unpack_from(_HEAD, content)
+    place = struct.calcsize(_HEAD)
     sizes = struct.unpack_from(f"<{2 * pairs + chunks}I", content, place)
     place += 4 * len(sizes)
     parts = []
@@ -212,4 +216,4 @@ def _unpack(content: bytes) -> Answer:
         parts.append(content[place : place + size])
         place += size
     headers = tuple(zip(parts[0 : 2 * pairs : 2], parts[1 : 2 * pairs : 2], strict=True))
-    return Answer(status, headers, tuple(parts[2 * pairs :]), stream, at)
+    return Answer(status, headers, tuple(parts[2 * pairs :]), stream, at, Usage(*usage) if stated else None)

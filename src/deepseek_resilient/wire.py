@@ -1,4 +1,5 @@
 """What is known of the wire of DeepSeek and of servers that speak OpenAI's format: the one place that knows it.
+(What answers say of their tokens is beside it, in `usage.py`.)
 
 Facts only: which request is what, what a status means, how a stream shows content and its end, how errors look. What
 follows from a fact is decided in `core/`. Sources: DeepSeek's API documentation (July 2026), and users' reports where
@@ -135,19 +136,6 @@ def address_of(base_url: str, path: str) -> str:
     if path.endswith(f"/anthropic/v1{suffix}"):
         return f"{base}/v1{suffix}" if base.endswith("/anthropic") else f"{base}/anthropic/v1{suffix}"
     return base + suffix
-
-
-_TOTAL_TOKENS = re.compile(rb'"total_tokens"\s*:\s*(\d{1,12})')
-_PART_TOKENS = re.compile(rb'"(input|output)_tokens"\s*:\s*(\d{1,12})')
-
-
-def total_tokens(data: bytes) -> int | None:
-    """The tokens, prompt and answer, that the end of an answer or of a stream says were used; None if it does not."""
-    data = data[-2048:]
-    if found := _TOTAL_TOKENS.findall(data):
-        return int(found[-1])
-    parts = {name: int(count) for name, count in _PART_TOKENS.findall(data)}
-    return sum(parts.values()) if len(parts) > 1 else None
 
 
 class Meaning(NamedTuple):
@@ -297,7 +285,7 @@ def is_plain_content(data: bytes) -> bool:
     JSON escapes the quotes inside strings, so the bytes `"finish_reason":null` cannot come from the model's text. A
     second `finish_reason` may be that of another choice.
     """
-    if b'"error"' in data or data == b"[DONE]":
+    if b'"error"' in data or data == b"[DONE]" or (b'"usage"' in data and b'"usage":null' not in data):
         return False
     named = data.count(b"finish_reason")
     return named == 0 or (named == 1 and b'"finish_reason":null' in data)

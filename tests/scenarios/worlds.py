@@ -471,8 +471,14 @@ def run_everywhere(scenario: Scenario, *, in_turn: bool = True) -> Run:
 def by_call(trace: list[str]) -> list[str]:
     """The trace with the events of each instant ordered by call; what another task gave up for it comes last."""
 
-    def turn(line: str) -> tuple[float, str, bool]:
-        return float(line.split()[0]), line.partition("call=")[2].partition(",")[0], "AttemptAbandoned" in line
+    def attempt(line: str) -> str:
+        return line.partition("(")[2].partition(", target=")[0]
+
+    abandoned = {attempt(line) for line in trace if "AttemptAbandoned" in line}
+
+    def turn(line: str) -> tuple[float, str, int]:
+        last = ("AttemptAbandoned" in line) + 2 * ("AttemptCharged" in line and attempt(line) in abandoned)
+        return float(line.split()[0]), line.partition("call=")[2].partition(",")[0], last
 
     return sorted(trace, key=turn)
 

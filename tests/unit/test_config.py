@@ -19,6 +19,7 @@ from deepseek_resilient.config import (
     GuardPolicy,
     HedgePolicy,
     LadderPolicy,
+    LedgerPolicy,
     Policy,
     RatePolicy,
     RetryPolicy,
@@ -60,11 +61,17 @@ BAD = {
     "LadderPolicy": [None, {}, RetryPolicy(), LadderPolicy, 3],
     "GuardPolicy | None": [{}, RetryPolicy(), GuardPolicy, False, "off"],
     "HedgePolicy | None": [{}, RetryPolicy(), HedgePolicy, False, "off"],
+    "LedgerPolicy | None": [{}, RetryPolicy(), LedgerPolicy, False, "off"],
+    "tuple[Price, ...]": [None, [], ("deepseek-flash",)],
+    "tuple[tuple[float, float], ...]": [None, [], (1, 4), ((4, 1),), ((1, 25),), ((1, 2, 3),), ((True, 4),)],
+    "tuple[str, ...]": [None, [], "2027-01-01", ("2027-1-1",), ("20270101",), (3,)],
     "CachePolicy | None": [{}, RetryPolicy(), CachePolicy, False, "off"],
     "Literal['deterministic', 'all', 'asked']": ["", "ALL", None, 1, True, []],
     "str | None": [3, "", [], b"x", "a\0b"],
     "StreamPolicy": [None, {}, RetryPolicy(), StreamPolicy, 3],
 }
+
+MAY_BE_ZERO = ("extra_per_minute", "extra_per_day")
 
 
 def kind_of(field):
@@ -77,6 +84,7 @@ def kind_of(field):
         pytest.param(part, field.name, value, id=f"{part.__name__}.{field.name}-{number}")
         for part, field in FIELDS
         for number, value in enumerate(BAD[kind_of(field)])
+        if value != 0 or field.name not in MAY_BE_ZERO or isinstance(value, bool)
     ],
 )
 def test_a_wrong_value_is_refused_by_name(part, field, value):
@@ -257,7 +265,17 @@ def test_every_known_variable_is_tested_here():
     """No setting is forgotten: the known names are these and the special ones."""
     special = {
         f"{PREFIX}{name}"
-        for name in ("PRESET", "BREAKER", "CONCURRENCY", "ADMISSION", "GUARD", "CACHE", "HEDGE", "RETRY_ATTEMPTS")
+        for name in (
+            "PRESET",
+            "BREAKER",
+            "CONCURRENCY",
+            "ADMISSION",
+            "GUARD",
+            "CACHE",
+            "HEDGE",
+            "LEDGER",
+            "RETRY_ATTEMPTS",
+        )
     }
     assert special | {variable for variable, *_ in SETTINGS} == set(environment.known())
     assert len(environment.known()) == len(set(environment.known()))

@@ -59,6 +59,7 @@ def test_a_good_answer_passes_as_it_came():
     assert [
         (b"X-A", b"b"), (b"x-resilient-attempts", b"1"), (b"x-resilient-target", b"api.deepseek.com/deepseek-flash"),
         (b"x-resilient-verdicts", b"ok"), (b"x-resilient-waited", b"0.000"),
+        (b"x-resilient-call", b"1"), (b"x-resilient-cost", b"0.000014"),
     ] == call.outcome.headers  # fmt: skip
 
 
@@ -71,9 +72,11 @@ def test_the_events_of_a_call_tell_its_story():
         events.CallStarted(1000.0, 1, "chat", "deepseek-flash", False),
         events.AttemptStarted(1000.0, 1, 1, name),
         events.AttemptEnded(1000.5, 1, 1, name, "overloaded", "busy", 503, 0.5),
+        events.AttemptCharged(1000.5, 1, 1, name, 0, 0, 0, 0.0, "no", False),
         events.RetryScheduled(1000.5, 1, 1, 1.0, "busy"),
         events.AttemptStarted(1001.5, 1, 2, name),
         events.AttemptEnded(1001.75, 1, 2, name, "ok", "ok", 200, 0.25),
+        events.AttemptCharged(1001.75, 1, 2, name, 23, 0, 17, pytest.approx(13.65e-6), "yes", True),
         events.CallEnded(1001.75, 1, 2, "ok", 1.75, 1.0),
     ] == it.events
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from deepseek_resilient.config.cache import CachePolicy
 from deepseek_resilient.config.guard import GuardPolicy, TenantLimits
 from deepseek_resilient.config.hedge import HedgePolicy
+from deepseek_resilient.config.ledger import LedgerPolicy, Price
 from deepseek_resilient.config.policy import Policy
 from deepseek_resilient.config.quality import (
     AdmissionPolicy,
@@ -49,8 +50,10 @@ __all__ = [
     "GuardPolicy",
     "HedgePolicy",
     "LadderPolicy",
+    "LedgerPolicy",
     "LowerEffort",
     "Policy",
+    "Price",
     "Priority",
     "RatePolicy",
     "Refuse",

@@ -13,6 +13,7 @@ from deepseek_resilient.config.cache import CachePolicy
 from deepseek_resilient.config.checks import label, number
 from deepseek_resilient.config.guard import GuardPolicy
 from deepseek_resilient.config.hedge import HedgePolicy
+from deepseek_resilient.config.ledger import LedgerPolicy
 from deepseek_resilient.config.quality import AdmissionPolicy, LadderPolicy, Priority
 from deepseek_resilient.config.rate import RatePolicy
 from deepseek_resilient.config.resilience import BreakerPolicy, BudgetPolicy, GatePolicy, RetryPolicy, StreamPolicy
@@ -39,6 +40,7 @@ PARTS: tuple[tuple[str, type, bool], ...] = (
     ("stream", StreamPolicy, False),
     ("cache", CachePolicy, True),
     ("hedge", HedgePolicy, True),
+    ("ledger", LedgerPolicy, True),
 )
 """Name, type, and whether None turns it off."""
 
@@ -73,6 +75,7 @@ class Policy:
     stream: StreamPolicy = field(default_factory=StreamPolicy)
     cache: CachePolicy | None = None
     hedge: HedgePolicy | None = None
+    ledger: LedgerPolicy | None = field(default_factory=LedgerPolicy)
 
     def __post_init__(self) -> None:
         number(self, "deadline", 0, above=True, optional=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from deepseek_resilient.usage import Usage
 
 
 class Answer(NamedTuple):
     """A complete, good answer.
 
     `chunks` is the body as it came, one chunk for an answer that was not streamed; `at` is when it was complete, Unix
-    seconds.
+    seconds; `usage` is what it took, where that was stated.
     """
 
     status: int
@@ -17,3 +20,4 @@ class Answer(NamedTuple):
     chunks: tuple[bytes, ...]
     stream: bool
     at: float
+    usage: Usage | None = None

@@ -5,19 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deepseek_resilient.core.limit import Sample, size_class
-from deepseek_resilient.core.verdict import OK, Verdict, VerdictKind
-from deepseek_resilient.events import AttemptAbandoned, AttemptEnded, AttemptStarted, GateClosed, ModelChanged
+from deepseek_resilient.core.verdict import NEVER_SENT, OK, Verdict, VerdictKind
+from deepseek_resilient.events import (
+    AttemptAbandoned,
+    AttemptCharged,
+    AttemptEnded,
+    AttemptStarted,
+    GateClosed,
+    ModelChanged,
+)
 
 if TYPE_CHECKING:
     from deepseek_resilient.core.concurrency import Places
     from deepseek_resilient.core.entrance import Entry
     from deepseek_resilient.core.rate import RateLimiter, Reservation
     from deepseek_resilient.core.runtime import Call, Runtime
+    from deepseek_resilient.core.stream import StreamWatch
     from deepseek_resilient.core.target import Target
+    from deepseek_resilient.usage import Usage
 
 
-_NEVER_SENT = ("no_connection", "no_free_connection", "unusable_request")
-
+_BYTES_PER_TOKEN = 4
 IMPATIENT = 1.0
 """A call that gives up sooner than this, in seconds, by its own deadline says nothing of the target's health."""
 
@@ -27,7 +35,7 @@ class Attempt:
 
     __slots__ = (
         "_breaker", "_places", "_target", "answer_size", "call", "entry", "first_content", "runtime", "started",
-        "tokens_used", "until", "verdict",
+        "until", "usage", "verdict", "watch",
     )  # fmt: skip
 
     def __init__(self, runtime: Runtime, call: Call, entry: Entry) -> None:
@@ -39,7 +47,8 @@ class Attempt:
         self._places = None if target is None else target.places
         self.until: float | None = None
         self.answer_size = 0
-        self.tokens_used: int | None = None
+        self.usage: Usage | None = None
+        self.watch: StreamWatch | None = None
         self.started = runtime.clock()
         self.first_content: float | None = None
         self.verdict: Verdict | None = None
@@ -83,6 +92,7 @@ class Attempt:
         runtime, call = self.runtime, self.call
         call.attempt = None
         now = runtime.clock()
+        self._account(verdict)
         if verdict.kind is VerdictKind.OK and self.first_content is None:
             self._learn(now)
         duration = (now if self.first_content is None else self.first_content) - self.started
@@ -101,6 +111,7 @@ class Attempt:
                     now, call.number, call.attempts, call.target, verdict.kind, verdict.reason, verdict.status, duration
                 )
             )
+            self._tell_charge()
         if verdict is not OK and self._target is not None:
             self._teach_gate(self._target, verdict, now)
 
@@ -109,6 +120,7 @@ class Attempt:
         if self.verdict is None:
             self.verdict = Verdict(VerdictKind.CALLER_FAULT, "abandoned")
             self.call.attempt = None
+            self._account(None)
             if self._places is not None:
                 self._places.exit(self.runtime.clock(), self.started)
             if self._breaker is not None:
@@ -118,6 +130,29 @@ class Attempt:
             if call.told:
                 now = self.runtime.clock()
                 self.runtime.listeners.emit(AttemptAbandoned(now, call.number, call.attempts, call.target))
+                self._tell_charge()
+
+    def _account(self, verdict: Verdict | None) -> None:
+        """What it used, and what that costs."""
+        watch, charge, call, runtime = self.watch, self.entry.charge, self.call, self.runtime
+        if watch is not None:
+            self.usage = watch.usage
+        ledger = runtime.ledger
+        if charge is None or ledger is None:
+            return
+        pieces = self.answer_size // _BYTES_PER_TOKEN if watch is None else watch.pieces
+        ledger.close(charge, call, verdict, self.usage, pieces)
+
+    def _tell_charge(self) -> None:
+        charge, call = self.entry.charge, self.call
+        if charge is not None:
+            tokens = charge.usage or (0, 0, 0)
+            self.runtime.listeners.emit(
+                AttemptCharged(
+                    self.runtime.clock(), call.number, charge.attempt, charge.target, *tokens, charge.cost,
+                    charge.billed, charge.estimated,
+                )
+            )  # fmt: skip
 
     def _learn(self, now: float) -> None:
         if self.runtime.hedges is not None and self.call.info.dialect.is_inference:
@@ -148,9 +183,9 @@ class Attempt:
 
     def _correct(self, reservation: Reservation, rate: RateLimiter, verdict: Verdict, now: float) -> None:
         """The tokens that were used; none where the server refused, and no request where it was not reached."""
-        if self.tokens_used is not None:
-            rate.correct(reservation, now, self.tokens_used)
-        elif verdict.reason in _NEVER_SENT:
+        if self.usage is not None:
+            rate.correct(reservation, now, self.usage.total)
+        elif verdict.reason in NEVER_SENT:
             rate.cancel(reservation, now)
         elif verdict.status is not None and verdict.status >= 400:
             rate.correct(reservation, now, 0)

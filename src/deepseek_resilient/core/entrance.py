@@ -32,6 +32,7 @@ from deepseek_resilient.events import CallSimplified, StepWaited
 if TYPE_CHECKING:
     from deepseek_resilient.config import Upstream
     from deepseek_resilient.core.admission import Admission
+    from deepseek_resilient.core.bill import Charge
     from deepseek_resilient.core.breaker import Permit
     from deepseek_resilient.core.concurrency import Places
     from deepseek_resilient.core.messages import Request
@@ -53,6 +54,7 @@ class Entry(NamedTuple):
     target: Target | None
     permit: Permit
     reservation: Reservation | None = None
+    charge: Charge | None = None
     pick: Pick | None = None
 
 
@@ -103,18 +105,20 @@ async def _route(runtime: Runtime, call: Call, router: Router) -> Entry | Reject
         if isinstance(entered, RejectedError):
             refused[name] = entered
         elif (pick := router.pick(runtime.clock(), call.size, others)) is None:  # drained or removed meanwhile
-            _give_back(runtime, entered)
+            _give_back(runtime, call, entered)
         else:
             return entered._replace(pick=pick)
     return min(refused.values(), key=lambda error: error.retry_after or 0.0) if refused else _nobody(runtime, router)
 
 
-def _give_back(runtime: Runtime, entry: Entry) -> None:
+def _give_back(runtime: Runtime, call: Call, entry: Entry) -> None:
     now, target = runtime.clock(), cast("Target", entry.target)
     _release(target, entry.permit)
     _give_up(runtime, target, entry.reservation)
     if target.places is not None:
         target.places.exit(now, now)
+    if entry.charge is not None and runtime.ledger is not None:
+        runtime.ledger.cancel(entry.charge, call)
 
 
 async def _pay(runtime: Runtime, call: Call) -> RejectedError | None:
@@ -165,9 +169,17 @@ async def _enter_at(runtime: Runtime, call: Call, upstream: Upstream | None, *, 
     request = call.request
     if fields is not None or upstream is not None:
         request = request.adapted(fields, upstream)
+    entry = Entry(request, target, *entered)
+    if runtime.ledger is not None:
+        model = call.info.model if fields is None else str(fields["model"])
+        charge = runtime.ledger.open(call, model if upstream is None else upstream.model(model), upstream)
+        if charge is None:
+            _give_back(runtime, call, entry)
+            return _unpaid(call)
+        entry = entry._replace(charge=charge)
     if call.simplified:
         runtime.listeners.emit(CallSimplified(runtime.clock(), call.number, target.name, level, call.simplified))
-    return Entry(request, target, *entered)
+    return entry
 
 
 def _target_of(runtime: Runtime, call: Call, upstream: Upstream | None, model: str) -> Target:
@@ -363,6 +375,14 @@ def _crowded(call: Call, why: str, retry_after: float) -> RejectedError:
         f"Try again in {retry_after:.2f} s.",
         step="concurrency",
         retry_after=retry_after,
+    )
+
+
+def _unpaid(call: Call) -> RejectedError:
+    return RateLimitedError(
+        f"another attempt, at {call.target}, would cost more than is left for extra attempts (extra_per_minute and "
+        "extra_per_day of the LedgerPolicy).",
+        step="money",
     )
 
 

@@ -117,9 +117,10 @@ class Hedges:
                 known = self._kinds[kind] = Latencies()
             known.add(seconds)
 
-    def pay(self, runtime: Runtime, now: float, *, loaded: bool) -> bool:
+    def pay(self, runtime: Runtime, call: Call, now: float, *, loaded: bool) -> bool:
         """Whether a second attempt may be sent now."""
-        paid = not loaded and self._allowance.try_withdraw(now)
+        affordable = runtime.ledger is None or runtime.ledger.affords(call)
+        paid = affordable and not loaded and self._allowance.try_withdraw(now)
         if paid and not runtime.budget.try_withdraw(now):
             self._allowance.refund()
             paid = False
@@ -156,6 +157,7 @@ async def hedged(runtime: Runtime, call: Call, hedges: Hedges, delay: float, lea
         if await _is_late(runtime, flights, first, delay) and _may_hedge(runtime, hedges, call, first):
             second = Flight(b"", first.call.twin())
             second.call.max_retries = first.call.attempts
+            second.call.second = True
             second.call.request = call.request.apart()  # the native one is still with the driver of the first
             flying.append(second)
             boarded.append(second)
@@ -167,6 +169,8 @@ async def hedged(runtime: Runtime, call: Call, hedges: Hedges, delay: float, lea
             if late is not None:
                 hedges.learn(first.call, runtime.clock() - late.started)
         _adopt(call, flying, winner)
+        if runtime.ledger is not None and call.record is not None and len(flying) > 1:
+            runtime.ledger.lose(call.record, hedge=winner is first)
         boarded = [winner]
         for flight in flying:
             if flight is not winner:
@@ -218,7 +222,7 @@ def _may_hedge(runtime: Runtime, hedges: Hedges, call: Call, first: Flight) -> b
         return False
     admission = None if attempt.entry.target is None else attempt.entry.target.admission
     loaded = admission is not None and admission.meter.look(now)[0] > 0
-    if not hedges.pay(runtime, now, loaded=loaded):
+    if not hedges.pay(runtime, first.call, now, loaded=loaded):
         return False
     runtime.listeners.emit(HedgeStarted(now, call.number, first.call.target, now - attempt.started))
     return True

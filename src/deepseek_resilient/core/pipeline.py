@@ -10,6 +10,7 @@
               │                  │            core/breaker.py                        is it worth an attempt now?
               │                  │            core/rate.py, core/tokens.py           how many per minute?
               │                  │            core/concurrency.py, core/limit.py     is there a place? who waits?
+              │                  │            core/ledger.py, core/money.py          is there money for it?
               │                  └ core/retry.py, core/budget.py               again? when? who pays?
               └ core/guard.py; core/runtime.py (Call)                          would the server refuse it anyway?
 
@@ -40,6 +41,7 @@ from deepseek_resilient.core.sharing import answer, key_of
 from deepseek_resilient.core.stream import Decoder, relay
 from deepseek_resilient.errors import InvalidRequestError, OverloadedError, RejectedError
 from deepseek_resilient.events import CallEnded, CallRefused, CallStarted, RetryScheduled, RetryStopped
+from deepseek_resilient.usage import usage_of
 
 if TYPE_CHECKING:
     from deepseek_resilient.core.runtime import Call, Runtime
@@ -60,6 +62,8 @@ async def run(runtime: Runtime, call: Call) -> Outcome:
         fault = _inspect(runtime, call)
         if fault is not None:
             return _finish(call, _refuse(runtime, call, fault))
+        if runtime.ledger is not None and call.info.dialect.is_inference:
+            call.record = runtime.ledger.begin(call)
         sharing = runtime.sharing
         key = None if sharing is None else key_of(sharing, call)
         runtime.layers.begin(call, call.started)
@@ -71,6 +75,8 @@ async def run(runtime: Runtime, call: Call) -> Outcome:
         return outcome
     finally:
         runtime.count_end()
+        if runtime.ledger is not None and call.record is not None:
+            runtime.ledger.end(call.record, call)
         if told:
             now = runtime.clock()
             last = call.source or (call.verdicts[-1] if call.verdicts else "none")
@@ -169,8 +175,7 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
     decoder = Decoder(reply.header(b"content-encoding"))
     readable = decoder.feed(body)
     verdict = judge.of_reply(info.dialect, reply, readable if decoder.readable else None, runtime.wall())
-    if attempt.entry.reservation is not None:
-        attempt.tokens_used = wire.total_tokens(readable)
+    attempt.usage = usage_of(readable)
     attempt.settle(verdict)
     if verdict.kind is judge.VerdictKind.OK and decoder.readable:
         attempt.note_model(wire.stated_model(readable))
@@ -255,4 +260,8 @@ def _dress(call: Call, response: Response) -> Response:
         (b"x-resilient-verdicts", ",".join(call.verdicts).encode()),
         (b"x-resilient-waited", f"{call.waited:.3f}".encode()),
     ]
+    if call.record is not None:
+        response.headers.append((b"x-resilient-call", b"%d" % call.record.number))
+        if response.body is not None:
+            response.headers.append((b"x-resilient-cost", f"{call.record.cost:.6f}".encode()))
     return response

@@ -9,7 +9,8 @@ In this order, and the first that says no ends the call with the last real outco
 3. a Retry-After longer than `max_retry_after`;
 4. the policy's tenacity `stop` (and the call's own `max_retries`);
 5. the deadline: no wait is begun that it would not outlive;
-6. the retry budget, asked last because asking spends.
+6. the money budget, where the attempts so far may have been billed;
+7. the retry budget, asked last because asking spends.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def next_delay(runtime: Runtime, call: Call, verdict: Verdict) -> float | str:
         return "stop"
     if not call.outlives(now + delay):
         return "deadline"
+    if runtime.ledger is not None and not runtime.ledger.affords(call):
+        return "money"
     if not runtime.budget.try_withdraw(now):
         return "budget"
     return delay

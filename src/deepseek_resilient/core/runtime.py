@@ -21,6 +21,7 @@ from deepseek_resilient.core.concurrency import ConcurrencyStatistics, Places
 from deepseek_resilient.core.gate import Gate, GateStatistics
 from deepseek_resilient.core.hedge import Hedges, HedgeStatistics
 from deepseek_resilient.core.layers import RetryLayers
+from deepseek_resilient.core.ledger import Ledger
 from deepseek_resilient.core.rate import RateLimiter, RateStatistics
 from deepseek_resilient.core.routing import Router, UpstreamStatistics
 from deepseek_resilient.core.sharing import Sharing, Store, make_sharing
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from deepseek_resilient.config import Policy, Priority
     from deepseek_resilient.core.attempt import Attempt
+    from deepseek_resilient.core.bill import CallRecord, LedgerTotals
     from deepseek_resilient.core.cache import CacheStatistics
     from deepseek_resilient.core.messages import Request
     from deepseek_resilient.wire import CallInfo
@@ -46,8 +48,8 @@ class Call:
 
     __slots__ = (
         "attempt", "attempts", "caching", "connect", "deadline", "dice", "fields", "has_stale", "info", "max_retries",
-        "number", "owed", "priority", "request", "retries_above", "simplified", "size", "source", "started", "target",
-        "tenant", "tokens", "told", "tried", "verdicts", "waited",
+        "number", "owed", "priority", "record", "request", "retries_above", "second", "simplified", "size", "source",
+        "started", "target", "tenant", "tokens", "told", "tried", "verdicts", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -77,6 +79,8 @@ class Call:
         self.max_retries = max_retries
         self.attempts = 0
         self.attempt: Attempt | None = None
+        self.record: CallRecord | None = None
+        self.second = False
         self.waited = 0.0
         self.target = ""
         self.told = False
@@ -125,6 +129,7 @@ class EngineStatistics:
     upstreams: Mapping[str, UpstreamStatistics]
     cache: CacheStatistics | None
     hedges: HedgeStatistics | None
+    ledger: LedgerTotals | None
 
 
 class Runtime:
@@ -159,6 +164,7 @@ class Runtime:
         if policy.cache is not None:
             self.sharing = make_sharing(policy.cache, make_lock, clock, wall, store)
         self.hedges = None if policy.hedge is None else Hedges(policy.hedge, make_lock, clock())
+        self.ledger = None if policy.ledger is None else Ledger(policy.ledger, make_lock(), clock, wall)
         self.layers = RetryLayers(listeners, make_lock())
         self._make_lock = make_lock
         self._breaker_listeners = breaker_listeners
@@ -216,12 +222,14 @@ class Runtime:
         upstreams = self.router.statistics(now) if self.router else {}
         cache = self.sharing.statistics() if self.sharing else None
         hedges = self.hedges.statistics() if self.hedges else None
+        ledger = self.ledger.totals() if self.ledger else None
         with self._lock:
             in_flight = self._calls - self._ended
             verdicts, refused = dict(self._verdicts), dict(self._refused)
             return EngineStatistics(
-                self._calls, in_flight, self._attempts, verdicts, refused, budget, targets, upstreams, cache, hedges
-            )
+                self._calls, in_flight, self._attempts, verdicts, refused, budget, targets, upstreams, cache, hedges,
+                ledger,
+            )  # fmt: skip
 
     def _make_target(self, name: str, most: int | None) -> Target:
         policy = self.policy

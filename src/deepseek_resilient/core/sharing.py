@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from deepseek_resilient.config import CachePolicy
     from deepseek_resilient.core.effects import Effect
     from deepseek_resilient.core.runtime import Call, Runtime
+    from deepseek_resilient.usage import Usage
 
     Lead = Callable[[Call], Coroutine[Effect[Any], Any, Response | Failure | None]]
     Outcome = Response | Failure | None
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 _NOT_KEPT = frozenset(
     (b"connection", b"keep-alive", b"set-cookie", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
-_OF_ITS_CALL = frozenset((b"x-resilient-attempts", b"x-resilient-waited"))
+_OF_ITS_CALL = frozenset((b"x-resilient-attempts", b"x-resilient-waited", b"x-resilient-call", b"x-resilient-cost"))
 _ENCODINGS = (b"", b"identity", b"gzip", b"x-gzip", b"deflate")
 
 
@@ -120,8 +121,10 @@ async def answer(runtime: Runtime, call: Call, sharing: Sharing, key: bytes, lea
         age = runtime.wall() - kept.at
         if age < policy.lifetime + policy.stale_if_error:
             return await _reuse(runtime, call, sharing, kept, age, "stale")
-    if isinstance(outcome, Response) and flight.call is not call and not call.source:
-        _told(runtime, call, sharing, "joined", None)
+    if flight.call is not call and flight.reused is None:
+        if isinstance(outcome, Response) and not call.source:
+            _told(runtime, call, sharing, "joined", None)
+        _save(runtime, call, "joined", _usage_of(flight.call))
     return outcome
 
 
@@ -194,6 +197,7 @@ async def _refresh(runtime: Runtime, call: Call, sharing: Sharing, key: bytes, l
     flight = flights.open(key, own)
     if flight is not None:
         own.number = runtime.next_number()
+        own.record = None if runtime.ledger is None else runtime.ledger.begin(own)
         await take_off(flights, flight, _fly(runtime, sharing, flight, lead))
 
 
@@ -233,6 +237,7 @@ async def _reuse(runtime: Runtime, call: Call, sharing: Sharing, kept: Answer, a
     """Hand a kept answer to the caller."""
     call.target = "cache"
     _told(runtime, call, sharing, how, age)
+    _save(runtime, call, "hit", kept.usage)
     headers = [*kept.headers, (b"age", b"%d" % age), *_headers(call, how), (b"x-resilient-target", b"cache")]
     if not kept.stream:
         return Response(kept.status, headers, kept.chunks[0])
@@ -252,8 +257,19 @@ def _told(runtime: Runtime, call: Call, sharing: Sharing, how: str, age: float |
     runtime.listeners.emit(AnswerReused(runtime.clock(), call.number, how, age))
 
 
+def _save(runtime: Runtime, call: Call, how: str, usage: Usage | None) -> None:
+    if runtime.ledger is not None:
+        runtime.ledger.save(call, how, usage)
+
+
+def _usage_of(call: Call) -> Usage | None:
+    return None if call.record is None else call.record.usage
+
+
 def _headers(call: Call, how: str) -> RawHeaders:
+    number = [] if call.record is None else [(b"x-resilient-call", b"%d" % call.record.number)]
     return [
+        *number,
         (b"x-resilient-attempts", b"%d" % call.attempts),
         (b"x-resilient-waited", f"{call.waited:.3f}".encode()),
         (b"x-resilient-cache", how.encode()),
@@ -277,7 +293,7 @@ def _keepable(runtime: Runtime, call: Call, flight: Flight, outcome: Outcome) ->
         for name, value in head.headers
         if (low := name.lower()) not in _NOT_KEPT and not low.startswith(b"x-resilient-")
     )
-    return Answer(head.status, headers, chunks, stream, runtime.wall())
+    return Answer(head.status, headers, chunks, stream, runtime.wall(), _usage_of(flight.call))
 
 
 def _ended_by_another(flight: Flight, call: Call, now: float) -> bool:

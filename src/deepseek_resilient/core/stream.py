@@ -25,6 +25,7 @@ from deepseek_resilient.core.refusal import response_of
 from deepseek_resilient.core.sse import MAX_EVENT_BYTES, EventStreamParser, EventTooLongError
 from deepseek_resilient.errors import OverloadedError
 from deepseek_resilient.events import StreamCommitted
+from deepseek_resilient.usage import Usage, usage_of
 from deepseek_resilient.wire import Sign
 
 if TYPE_CHECKING:
@@ -67,14 +68,13 @@ class Decoder:
 
 
 class StreamWatch:
-    """What has been seen of one stream: signs of content and end, and the text so far."""
+    """What has been seen of one stream: signs of content and end, the text so far, its pieces, the usage it states."""
 
     __slots__ = (
         "_decoder",
         "_dialect",
         "_events",
         "_held",
-        "_last",
         "_limit",
         "_parser",
         "_plain",
@@ -83,7 +83,9 @@ class StreamWatch:
         "complete",
         "error",
         "model",
+        "pieces",
         "seen",
+        "usage",
     )
 
     def __init__(self, dialect: Dialect, decoder: Decoder, policy: StreamPolicy) -> None:
@@ -94,13 +96,14 @@ class StreamWatch:
         self._plain = decoder.transparent and dialect in (wire.Dialect.CHAT, wire.Dialect.FIM)
         self._events: list[bytes] = []
         self._held = 0
-        self._last = b""
         self._text = ""
         self.seen: int = Sign.NOTHING
         self.complete = Sign.FINISH | Sign.DONE if policy.require_done else Sign.FINISH
         self.begun = False
         self.error: object = None
         self.model = ""
+        self.pieces = 0
+        self.usage: Usage | None = None
 
     @property
     def readable(self) -> bool:
@@ -123,7 +126,7 @@ class StreamWatch:
         for name, data in self._parser.feed(self._decoder.feed(chunk)):
             self.begun = True
             if b'"usage"' in data:
-                self._last = data
+                self._note_usage(data)
             signs = wire.signs(self._dialect, name, data)
             found |= signs
             if not self.model:
@@ -135,15 +138,17 @@ class StreamWatch:
         self.seen |= found
         return found
 
-    def tokens_used(self) -> int | None:
-        """The tokens that the stream says were used; None if it does not say."""
-        return wire.total_tokens(self._last)
-
     def partial(self) -> str:
         """The answer's text so far."""
         return self._text + wire.text_of_events(self._dialect, self._events)
 
+    def _note_usage(self, data: bytes) -> None:
+        said = usage_of(data)
+        if said is not None:
+            self.usage = said if self.usage is None else self.usage.merge(said)
+
     def _keep(self, data: bytes) -> None:
+        self.pieces += 1
         self._events.append(data)
         self._held += len(data)
         if self._held > self._limit:
@@ -162,7 +167,7 @@ async def relay(
     """
     runtime = attempt.runtime
     policy = runtime.policy.stream
-    watch = StreamWatch(attempt.call.info.dialect, Decoder(reply.header(b"content-encoding")), policy)
+    watch = attempt.watch = StreamWatch(attempt.call.info.dialect, Decoder(reply.header(b"content-encoding")), policy)
     begun = await _until_content(attempt, reply, watch, until)
     if not isinstance(begun, bytes):
         return begun
@@ -254,8 +259,6 @@ def _refused_in_stream(attempt: Attempt, reply: Reply, watch: StreamWatch) -> Re
 
 
 def _settle_at_end(attempt: Attempt, watch: StreamWatch) -> None:
-    if attempt.entry.reservation is not None:
-        attempt.tokens_used = watch.tokens_used()
     attempt.settle(_verdict_at_end(watch))
 
 

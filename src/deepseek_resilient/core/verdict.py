@@ -67,6 +67,8 @@ _OF_FAILURE = {
     FailureKind.LOCAL: (VerdictKind.CALLER_FAULT, "no_free_connection", False),
     FailureKind.UNUSABLE: (VerdictKind.CALLER_FAULT, "unusable_request", False),
 }
+NEVER_SENT = ("no_connection", "no_free_connection", "unusable_request")
+"""Reasons that say that the server got nothing."""
 
 
 def of_failure(failure: Failure) -> Verdict:
