@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         StreamInterruptedError,
         TooManyTokensError,
         partial_of,
+        resume_of,
     )
     from deepseek_resilient.transport import AsyncResilientTransport, ResilientTransport
 
@@ -107,6 +108,7 @@ _HOMES = {
         "StreamInterruptedError",
         "TooManyTokensError",
         "partial_of",
+        "resume_of",
     ),
     "transport": ("AsyncResilientTransport", "ResilientTransport"),
 }
@@ -156,6 +158,7 @@ __all__ = [
     "TooManyTokensError",
     "Upstream",
     "partial_of",
+    "resume_of",
     "wait_full_jitter",
 ]
 

@@ -194,16 +194,20 @@ def _told(headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
     return told
 
 
-def _adapt(request: Request, body: bytes, upstream: Upstream | None) -> Request:
-    """The same call with another body, at the address of `upstream` and with its key.
+def _adapt(request: Request, body: bytes, upstream: Upstream | None, path: str) -> Request:
+    """The same call with another body, at another path or at the address of `upstream` and with its key.
 
     What belongs to the caller's own host (cookies, the query, other credentials) goes to no other.
     """
     native: Any = request.native
     library = library_of(native)
-    url, origin, path, account = native.url, request.origin, request.path, request.account
+    url, origin, account = native.url, request.origin, request.account
     dropped = {b"content-length"} if body is not request.body else set()
     added: list[tuple[bytes, bytes]] = []
+    if path != request.path:  # to be gone on with: its bytes go into a stream that has begun
+        url = url.copy_with(path=path)
+        dropped.add(b"accept-encoding")
+        added.append((b"Accept-Encoding", b"identity"))
     if upstream is not None:
         query = url.query
         url, origin, path = _address(library, upstream.base_url, path)
@@ -294,9 +298,9 @@ def exception_of(library: Library, failure: Failure) -> BaseException:
     if failure.kind is FailureKind.TIMEOUT:
         return late(failure.message)
     if failure.kind is FailureKind.CUT:
-        return cut(failure.message, partial=failure.partial)
+        return cut(failure.message, partial=failure.partial, resume=failure.resume)
     if failure.kind is FailureKind.SILENT:
-        return silent(failure.message, partial=failure.partial)
+        return silent(failure.message, partial=failure.partial, resume=failure.resume)
     original = failure.exception
     if original is None:
         unusable = failure.kind is FailureKind.UNUSABLE
@@ -322,18 +326,22 @@ def _exceptions(library: Library) -> tuple[type[Exception], type[StreamInterrupt
         __doc__ = StreamInterruptedError.__doc__
 
         def __reduce__(self) -> tuple[object, ...]:
-            return _unpickle, (library.__name__, 1, {"message": str(self), "partial": self.partial})
+            return _unpickle, (library.__name__, 1, _values(self))
 
     class StreamSilent(StreamInterruptedError, library.ReadTimeout):  # type: ignore[misc]
         __doc__ = StreamInterruptedError.__doc__
 
         def __reduce__(self) -> tuple[object, ...]:
-            return _unpickle, (library.__name__, 2, {"message": str(self), "partial": self.partial})
+            return _unpickle, (library.__name__, 2, _values(self))
 
     return DeadlineExceeded, StreamCut, StreamSilent
 
 
-def _unpickle(library: str, which: int, values: dict[str, str]) -> Exception:
+def _values(error: StreamInterruptedError) -> dict[str, Any]:
+    return {"message": str(error), "partial": error.partial, "resume": error.resume}
+
+
+def _unpickle(library: str, which: int, values: dict[str, Any]) -> Exception:
     return _exceptions(httpx if library == "httpx" else httpx2)[which](**values)
 
 

@@ -21,6 +21,12 @@ library's timeout. What leaves a transport as an exception belongs to both trees
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
 
 class ResilienceError(Exception):
     """The root of the tree."""
@@ -124,13 +130,20 @@ class DeadlineExceededError(ResilienceError):
 
 
 class StreamInterruptedError(ResilienceError):
-    """A stream was cut or fell silent after content had come. `partial` holds the answer's text so far."""
+    """A stream was cut or fell silent after content had come.
+
+    Attributes:
+        partial: the answer's text so far.
+        resume: the message of the assistant to put at the end of `messages` for DeepSeek's beta address to go on with
+            it; None where that cannot be (no chat, a tool call or JSON had begun, the end had been seen).
+    """
 
     http_status = 502
 
-    def __init__(self, message: str, *, partial: str = "") -> None:
+    def __init__(self, message: str, *, partial: str = "", resume: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.partial = partial
+        self.resume = resume
 
 
 def partial_of(error: BaseException | None) -> str:
@@ -138,8 +151,20 @@ def partial_of(error: BaseException | None) -> str:
 
     For `except openai.APIConnectionError as error`, where ours is the cause: `partial_of(error)`.
     """
-    while error is not None:
-        if isinstance(error, StreamInterruptedError):
-            return error.partial
+    interrupted = _interrupted(error)
+    return "" if interrupted is None else interrupted.partial
+
+
+def resume_of(error: BaseException | None) -> dict[str, Any] | None:
+    """The message by which an interrupted answer can be gone on with; None where it cannot.
+
+    `client.with_beta().chat.completions.create(messages=[*messages, resume_of(error)], ...)` answers with the rest.
+    """
+    interrupted = _interrupted(error)
+    return None if interrupted is None or interrupted.resume is None else dict(interrupted.resume)
+
+
+def _interrupted(error: BaseException | None) -> StreamInterruptedError | None:
+    while error is not None and not isinstance(error, StreamInterruptedError):
         error = error.__cause__
-    return ""
+    return error

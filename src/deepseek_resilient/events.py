@@ -84,6 +84,15 @@ class AttemptAbandoned(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class StreamContinued(Event):
+    """A stream that broke off has new content, by this attempt."""
+
+    call: int
+    attempt: int
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
 class RetryScheduled(Event):
     """Another attempt follows after `delay` seconds."""
 
@@ -231,6 +240,7 @@ _LEVELS: dict[type[Event], int] = {
     LoadChanged: logging.WARNING,
     RetriesAbove: logging.WARNING,
     CallSimplified: logging.INFO,
+    StreamContinued: logging.INFO,
     CallRefused: logging.INFO,
     RetryScheduled: logging.INFO,
     RetryStopped: logging.INFO,

@@ -163,10 +163,10 @@ class Bench:
         return only
 
 
-def adapt(request: Request, body: bytes, upstream: Upstream | None) -> Request:
+def adapt(request: Request, body: bytes, upstream: Upstream | None, path: str) -> Request:
     """What a bridge does: the same request with another body, at another address."""
     origin = request.origin if upstream is None else upstream.base_url
-    return Request(method=request.method, origin=origin, path=request.path, body=body, adapt=adapt)
+    return Request(method=request.method, origin=origin, path=path, body=body, adapt=adapt)
 
 
 def ask(

@@ -143,12 +143,17 @@ class StreamPolicy:
         require_done: an end without `finish_reason` and `[DONE]` is a cut (False: `finish_reason` is enough).
         partial_limit: bytes of a stream kept unparsed for the partial text of a cut, >= 0; beyond it they are parsed as
             they come.
+        continuations: how often a chat stream that broke off after content is gone on with, by DeepSeek's prefix
+            completion, >= 0. All upstreams must know it (a server that does not have the address answers 404).
+        continue_within: seconds from the cut until the next content, > 0.
     """
 
     first_content: float | None = 60.0
     silence: float | None = 60.0
     require_done: bool = True
     partial_limit: int = 1_048_576
+    continuations: int = 0
+    continue_within: float = 30.0
 
     def __post_init__(self) -> None:
         number(self, "first_content", 0, above=True, optional=True)
@@ -156,3 +161,5 @@ class StreamPolicy:
         if not isinstance(self.require_done, bool):
             raise ConfigError(label(self, "require_done"), self.require_done, "True or False")
         whole(self, "partial_limit", 0)
+        whole(self, "continuations", 0)
+        number(self, "continue_within", 0, above=True)

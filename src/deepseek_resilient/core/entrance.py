@@ -151,7 +151,7 @@ async def _enter_at(runtime: Runtime, call: Call, upstream: Upstream | None, *, 
         taken = steps(runtime.policy.ladder, level, call.priority)
         if _REFUSE in taken or (call.has_stale and _STALE in taken):
             return _shed_error(call, target, load, target.admission.dwell)
-        fields = _simplify(runtime, call, level) if taken else None
+        fields = _simplify(runtime, call, level) if taken and not call.continued else None
     entered: RejectedError | tuple[Permit, Reservation | None] | None = None
     if fields is not None and "model" in call.simplified:
         cheaper = _target_of(runtime, call, upstream, str(fields["model"]))

@@ -177,8 +177,10 @@ async def hedged(runtime: Runtime, call: Call, hedges: Hedges, delay: float, lea
                 flights.leave(flight)
         head = winner.response
         if head is not None:
+            winner.call.max_retries, sent = call.max_retries, winner.call.attempts
             outcome = await ride(flights, winner, _marked(call, head, flying, winner))
-            call.verdicts = winner.call.verdicts
+            call.verdicts, call.seam = winner.call.verdicts, winner.call.seam
+            call.attempts += winner.call.attempts - sent
             return outcome
         if winner.error is not None:
             raise winner.error

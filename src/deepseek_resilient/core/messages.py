@@ -56,8 +56,9 @@ class Request:
         """This request with a native one of its own, where it can have one: what became of the caller's is not seen."""
         return self if self.adapt is None else self.adapted(None, None)
 
-    def adapted(self, fields: Mapping[str, Any] | None, upstream: Upstream | None) -> Request:
-        """This request with other JSON fields, for another upstream with its key and its name of the model."""
+    def adapted(self, fields: Mapping[str, Any] | None, upstream: Upstream | None, path: str | None = None) -> Request:
+        """This request with other JSON fields, at another path, for another upstream with its key and its name of the
+        model."""
         if self.adapt is None:
             raise TypeError(f"a request without `adapt` cannot be changed or sent elsewhere: {self.method} {self.path}")
         if upstream is not None and upstream.models:
@@ -66,10 +67,10 @@ class Request:
             if isinstance(model, str) and upstream.model(model) != model:
                 fields = {**known, "model": upstream.model(model)}
         body = None if fields is None else wire.encode(dict(fields))
-        return self.adapt(self, self.body if body is None else body, upstream)
+        return self.adapt(self, self.body if body is None else body, upstream, path or self.path)
 
 
-Adapt = Callable[[Request, bytes, "Upstream | None"], Request]
+Adapt = Callable[[Request, bytes, "Upstream | None", str], Request]
 
 
 class Reply:
@@ -114,12 +115,14 @@ class FailureKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An end without an answer, as a value. `exception` is the HTTP library's own, if there was one."""
+    """An end without an answer, as a value. `exception` is the HTTP library's own, if there was one; `partial` the text
+    that had come, and `resume` the message by which it can be gone on with."""
 
     kind: FailureKind
     message: str
     exception: BaseException | None = field(default=None, repr=False, compare=False)
     partial: str = field(default="", repr=False)
+    resume: Mapping[str, Any] | None = field(default=None, repr=False)
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 

@@ -3,6 +3,7 @@
     call ── guard, deadline ── retry ── enter ── send ── verdict
               │                  │        │       │        └ core/verdict.py   what came back, in one of seven words
               │                  │        │       └ core/stream.py             streams: held until the first content
+              │                  │        │           core/seam.py                 gone on with where they broke off
               │                  │        └ core/entrance.py                   which upstream, and may we ask it now?
               │                  │            core/routing.py, core/outliers.py      who of several?
               │                  │            core/admission.py, core/ladder.py      who is shed, what is simplified?
@@ -24,7 +25,7 @@ stream that was handed over whole. Exceptions are for the drivers' cancellation 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from deepseek_resilient import wire
 from deepseek_resilient.core import verdict as judge
@@ -37,6 +38,7 @@ from deepseek_resilient.core.hedge import hedged
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
 from deepseek_resilient.core.refusal import response_of
 from deepseek_resilient.core.retry import next_delay
+from deepseek_resilient.core.seam import make_seam
 from deepseek_resilient.core.sharing import answer, key_of
 from deepseek_resilient.core.stream import Decoder, relay
 from deepseek_resilient.errors import InvalidRequestError, OverloadedError, RejectedError
@@ -111,6 +113,7 @@ async def _lead(runtime: Runtime, call: Call) -> Outcome:
 async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
     outcome: Outcome = None
     paid = False
+    seam = call.seam = make_seam(runtime, call)
     try:
         while True:
             entry = await enter(runtime, call)
@@ -127,6 +130,8 @@ async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
             verdict = attempt.verdict
             if verdict is None or verdict.kind is judge.VerdictKind.OK or outcome is None:
                 return _finish(call, outcome)
+            if seam is not None and attempt.watch is not None and attempt.first_content is not None:
+                verdict = seam.go_on(runtime, call, attempt.watch, cast("Failure", outcome), verdict)
             delay = next_delay(runtime, call, verdict)
             now = runtime.clock()
             if isinstance(delay, str):
@@ -247,6 +252,8 @@ def _refuse(runtime: Runtime, call: Call, error: RejectedError) -> Response:
 
 
 def _finish(call: Call, outcome: Outcome) -> Outcome:
+    if call.seam is not None and call.seam.cut is not None and outcome is not None:
+        return call.seam.cut
     return _dress(call, outcome) if isinstance(outcome, Response) else outcome
 
 

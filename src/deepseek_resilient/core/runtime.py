@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.bill import CallRecord, LedgerTotals
     from deepseek_resilient.core.cache import CacheStatistics
     from deepseek_resilient.core.messages import Request
+    from deepseek_resilient.core.seam import Seam
     from deepseek_resilient.wire import CallInfo
 
 
@@ -48,8 +49,8 @@ class Call:
 
     __slots__ = (
         "attempt", "attempts", "caching", "connect", "deadline", "dice", "fields", "has_stale", "info", "max_retries",
-        "number", "owed", "priority", "record", "request", "retries_above", "second", "simplified", "size", "source",
-        "started", "target", "tenant", "tokens", "told", "tried", "verdicts", "waited",
+        "number", "owed", "priority", "record", "request", "retries_above", "seam", "second", "simplified", "size",
+        "source", "started", "target", "tenant", "tokens", "told", "tried", "verdicts", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +82,7 @@ class Call:
         self.attempt: Attempt | None = None
         self.record: CallRecord | None = None
         self.second = False
+        self.seam: Seam | None = None
         self.waited = 0.0
         self.target = ""
         self.told = False
@@ -97,6 +99,11 @@ class Call:
         if not isinstance(self.fields, dict):
             self.fields = wire.fields_of(self.request.body)
         return self.fields
+
+    @property
+    def continued(self) -> bool:
+        """Whether its stream broke off and was, or is to be, gone on with."""
+        return self.seam is not None and self.seam.cut is not None
 
     def outlives(self, instant: float) -> bool:
         """Whether the call's deadline lies after `instant`."""

@@ -16,6 +16,7 @@ another one.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -224,7 +225,7 @@ def _own(call: Call, flight: Flight, outcome: Outcome) -> Outcome:
     if isinstance(outcome, Response):
         return _joined(call, flight, outcome)
     call.target = flight.call.target
-    return Failure(outcome.kind, outcome.message, _twin(outcome.exception), outcome.partial, outcome.headers)
+    return replace(outcome, exception=_twin(outcome.exception))
 
 
 def _joined(call: Call, flight: Flight, response: Response) -> Response:
@@ -278,7 +279,9 @@ def _headers(call: Call, how: str) -> RawHeaders:
 
 def _keepable(runtime: Runtime, call: Call, flight: Flight, outcome: Outcome) -> Answer | None:
     """The answer, if it is a whole and good one, as it was asked for."""
-    if call.simplified or not call.verdicts or call.verdicts[-1] != VerdictKind.OK or isinstance(outcome, Failure):
+    if call.simplified or call.continued or isinstance(outcome, Failure):
+        return None
+    if not call.verdicts or call.verdicts[-1] != VerdictKind.OK:
         return None
     stream = flight.response is not None
     head = flight.response if outcome is None else outcome

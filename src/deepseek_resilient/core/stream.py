@@ -7,8 +7,8 @@ came, byte for byte, and
 - a pause of `silence` seconds between two pieces of content ends the stream (keep-alive comments are no content),
 - an end without `finish_reason` and `[DONE]` is a cut,
 
-both with an error that carries the text so far. An early close, or cancellation, gives everything back; if the end had
-already been seen, the attempt was a success.
+both with an error that carries the text so far, unless the stream is gone on with (`core/seam.py`). An early close, or
+cancellation, gives everything back; if the end had already been seen, the attempt was a success.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deepseek_resilient import wire
+from deepseek_resilient import prefix, wire
 from deepseek_resilient.core import verdict as judge
 from deepseek_resilient.core.effects import Discard, Emit, Read, Respond
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
 from deepseek_resilient.core.refusal import response_of
+from deepseek_resilient.core.seam import BAD, Seam, resume_of
 from deepseek_resilient.core.sse import MAX_EVENT_BYTES, EventStreamParser, EventTooLongError
 from deepseek_resilient.errors import OverloadedError
-from deepseek_resilient.events import StreamCommitted
+from deepseek_resilient.events import StreamCommitted, StreamContinued
 from deepseek_resilient.usage import Usage, usage_of
 from deepseek_resilient.wire import Sign
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from deepseek_resilient.config import StreamPolicy
     from deepseek_resilient.core.attempt import Attempt
+    from deepseek_resilient.core.runtime import Call
     from deepseek_resilient.wire import Dialect
 
 _COMMITS = Sign.CONTENT | Sign.FINISH | Sign.DONE
@@ -79,6 +81,8 @@ class StreamWatch:
         "_parser",
         "_plain",
         "_text",
+        "_thought",
+        "_tools",
         "begun",
         "complete",
         "error",
@@ -88,7 +92,7 @@ class StreamWatch:
         "usage",
     )
 
-    def __init__(self, dialect: Dialect, decoder: Decoder, policy: StreamPolicy) -> None:
+    def __init__(self, dialect: Dialect, decoder: Decoder, policy: StreamPolicy, before: Seam | None = None) -> None:
         self._dialect = dialect
         self._decoder = decoder
         self._parser = EventStreamParser()
@@ -96,7 +100,9 @@ class StreamWatch:
         self._plain = decoder.transparent and dialect in (wire.Dialect.CHAT, wire.Dialect.FIM)
         self._events: list[bytes] = []
         self._held = 0
-        self._text = ""
+        self._text = "" if before is None else before.text
+        self._thought = "" if before is None else before.thought
+        self._tools = False
         self.seen: int = Sign.NOTHING
         self.complete = Sign.FINISH | Sign.DONE if policy.require_done else Sign.FINISH
         self.begun = False
@@ -142,6 +148,16 @@ class StreamWatch:
         """The answer's text so far."""
         return self._text + wire.text_of_events(self._dialect, self._events)
 
+    def thought(self) -> str:
+        """The reasoning so far, of a chat."""
+        return self._thought + prefix.thought_of(self._events)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a chat may be gone on with: no call of a tool has begun, no good end been seen."""
+        ended = self.seen & Sign.FINISH and not self.seen & Sign.OVERLOAD
+        return not (ended or self._tools or prefix.calls_tools(self._events))
+
     def _note_usage(self, data: bytes) -> None:
         said = usage_of(data)
         if said is not None:
@@ -152,7 +168,8 @@ class StreamWatch:
         self._events.append(data)
         self._held += len(data)
         if self._held > self._limit:
-            self._text = self.partial()
+            self._text, self._thought = self.partial(), self.thought()
+            self._tools = self._tools or prefix.calls_tools(self._events)
             self._events.clear()
             self._held = 0
 
@@ -165,24 +182,32 @@ async def relay(
     `until` is the instant by which the first content must be there. Returns an error response or a failure when nothing
     was handed over, a failure when the stream broke after the commit point, None when it was handed over whole.
     """
-    runtime = attempt.runtime
-    policy = runtime.policy.stream
-    watch = attempt.watch = StreamWatch(attempt.call.info.dialect, Decoder(reply.header(b"content-encoding")), policy)
-    begun = await _until_content(attempt, reply, watch, until)
-    if not isinstance(begun, bytes):
-        return begun
+    runtime, call = attempt.runtime, attempt.call
+    silence = runtime.policy.stream.silence
+    decoder = Decoder(reply.header(b"content-encoding"))
+    seam = call.seam if decoder.transparent else None
+    watch = attempt.watch = StreamWatch(call.info.dialect, decoder, runtime.policy.stream, seam)
+    chunk = await _until_content(attempt, reply, watch, until)
+    if not isinstance(chunk, bytes):
+        return chunk
+    if seam is None and call.continued:
+        await Discard(reply)
+        attempt.settle(judge.Verdict(judge.VerdictKind.FAULT, "encoded", False, reply.status))
+        return _no_answer("the rest of the stream came in an encoding that was not asked for")
     attempt.commit()
     attempt.note_model(watch.model)
-    if watch.ended:
+    bad = _is_bad(call, seam, watch)
+    if watch.ended and not bad:
         _settle_at_end(attempt, watch)
-    if attempt.call.told:
-        now = runtime.clock()
-        waited = now - attempt.started
-        runtime.listeners.emit(StreamCommitted(now, attempt.call.number, attempt.call.attempts, waited))
-    await Respond(dress(Response(reply.status, reply.headers, None, reply.extensions)))
-    silence = policy.silence
-    emit = Emit(begun, reply, patience=silence)
-    while True:
+    now = runtime.clock()
+    if call.continued:
+        runtime.listeners.emit(StreamContinued(now, call.number, call.attempts, call.target))
+    else:
+        if call.told:
+            runtime.listeners.emit(StreamCommitted(now, call.number, call.attempts, now - attempt.started))
+        await Respond(dress(Response(reply.status, reply.headers, None, reply.extensions)))
+    emit = Emit(chunk if seam is None else seam.take(chunk, bad=bad), reply, patience=silence)
+    while not bad:
         chunk = await emit
         if chunk.__class__ is not bytes or not chunk:
             return _end(attempt, watch, chunk)
@@ -191,13 +216,25 @@ async def relay(
         except EventTooLongError as error:
             await Discard(reply)
             return _end(attempt, watch, Failure(FailureKind.BROKEN, str(error)))
-        if found and attempt.verdict is None and watch.ended:
+        if seam is not None:
+            bad = found & BAD != 0 and _is_bad(call, seam, watch)
+            chunk = seam.take(chunk, bad=bad)
+        if found and attempt.verdict is None and watch.ended and not bad:
             _settle_at_end(attempt, watch)
         emit.chunk = chunk
         if found & _COMMITS or not watch.readable:
             emit.patience = silence
         elif emit.patience is not None:
             emit.patience -= runtime.clock() - emit.asked
+    await Discard(reply)
+    await Emit(emit.chunk, None, patience=None)
+    verdict = _verdict_at_end(watch)
+    return _break_off(attempt, watch, verdict, Failure(FailureKind.CUT, f"the server said {verdict.reason}"))
+
+
+def _is_bad(call: Call, seam: Seam | None, watch: StreamWatch) -> bool:
+    """Whether the stream has said that it ends badly, and can be gone on with."""
+    return watch.seen & BAD != 0 and seam is not None and seam.may_go_on(call) and resume_of(call, watch) is not None
 
 
 async def _until_content(
@@ -275,19 +312,24 @@ def _end(attempt: Attempt, watch: StreamWatch, last: bytes | Failure) -> Failure
     if watch.ended or watch.seen & Sign.ERROR or (not watch.readable and isinstance(last, bytes)):
         _settle_at_end(attempt, watch)
         return None
-    partial = watch.partial()
-    got = f"after {len(partial)} characters of the answer"
     if isinstance(last, bytes):
-        failure = Failure(FailureKind.CUT, f"the stream was cut {got}: it ended without finish_reason and [DONE]")
+        failure = Failure(FailureKind.CUT, "it ended without finish_reason and [DONE]")
     elif last.kind is FailureKind.TIMEOUT:
         silence = attempt.runtime.policy.stream.silence
         told = last.message if silence is None else f"nothing but keep-alives for {silence:g} s"
-        message = f"the stream fell silent {got}: {told}"
-        failure = Failure(FailureKind.SILENT, message, last.exception)
+        failure = Failure(FailureKind.SILENT, told, last.exception)
     else:
-        failure = Failure(FailureKind.CUT, f"the stream was cut {got}: {last.message}", last.exception)
-    attempt.settle(judge.of_failure(failure))
-    return replace(failure, partial=partial)
+        failure = Failure(FailureKind.CUT, last.message, last.exception)
+    return _break_off(attempt, watch, judge.of_failure(failure), failure)
+
+
+def _break_off(attempt: Attempt, watch: StreamWatch, verdict: judge.Verdict, failure: Failure) -> Failure:
+    """Settle the attempt, and say what the caller has of the answer."""
+    attempt.settle(verdict)
+    partial = watch.partial()
+    how = "fell silent" if failure.kind is FailureKind.SILENT else "was cut"
+    message = f"the stream {how} after {len(partial)} characters of the answer: {failure.message}"
+    return replace(failure, message=message, partial=partial, resume=resume_of(attempt.call, watch))
 
 
 def _no_answer(what: str) -> Response:

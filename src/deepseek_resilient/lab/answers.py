@@ -92,7 +92,7 @@ def draft(ask: Ask, identity: str = "", least: int = 0) -> Draft:
     """The answer to a request: an echo of its last user message, a tool call, or an instance of the schema it gives.
 
     `least` tokens of content at least, filled up with made-up words; `max_tokens` of the request at most, reasoning
-    not counted. The ids of tool calls come from `identity`.
+    not counted. The ids of tool calls come from `identity`. Of an answer that has been begun, the rest.
     """
     about = ask.prompt[:_ECHO]
     reasoning = pieces(f"The user says: {about[:60]} I shall answer.") if ask.thinking else ()
@@ -113,6 +113,9 @@ def draft(ask: Ask, identity: str = "", least: int = 0) -> Draft:
         content = pieces(f"Simulated {verb}: {about}")
         if len(content) < least:
             content += tuple(f" {_FILLER[i % len(_FILLER)]}" for i in range(least - len(content)))
+    if ask.prefix is not None:
+        reasoning = () if ask.prefix else pieces("".join(reasoning).removeprefix(ask.thought))
+        content = pieces("".join(content).removeprefix(ask.prefix))
     if ask.max_tokens is not None and len(content) > ask.max_tokens:
         return Draft(reasoning, content[: ask.max_tokens], finish="length")
     return Draft(reasoning, content)

@@ -67,7 +67,8 @@ class Tool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What an inference request wants, the same in every dialect. `calls` are the tools that will be called."""
+    """What an inference request wants, the same in every dialect. `calls` are the tools that will be called; `prefix`
+    is what has been said of the answer, and `thought` of the reasoning (None: neither)."""
 
     endpoint: Endpoint
     model: str
@@ -80,6 +81,8 @@ class Ask:
     max_tokens: int | None = None
     calls: tuple[Tool, ...] = ()
     schema: Mapping[str, Any] | None = None
+    prefix: str | None = None
+    thought: str = ""
 
 
 class _BadRequest(Exception):
@@ -109,12 +112,12 @@ def read(request: LabRequest, endpoint: Endpoint, models: Sequence[str]) -> Ask 
     except (ValueError, RecursionError) as error:
         return Problem(400, f"Failed to parse the request body as JSON: {error}")
     try:
-        return _read(body, endpoint, models)
+        return _read(body, endpoint, models, beta=request.path.startswith("/beta"))
     except _BadRequest as error:
         return error.problem
 
 
-def _read(body: object, endpoint: Endpoint, models: Sequence[str]) -> Ask:
+def _read(body: object, endpoint: Endpoint, models: Sequence[str], *, beta: bool) -> Ask:
     if not isinstance(body, dict):
         raise _BadRequest("Failed to deserialize the JSON body: expected an object")
     model = _field(body, "model", str, None)
@@ -159,7 +162,19 @@ def _read(body: object, endpoint: Endpoint, models: Sequence[str]) -> Ask:
         include_usage=endpoint == "chat" and _include_usage(body),
         calls=_calls(body, prompt, messages[-1]),
         schema=_schema(body),
+        **_prefix(messages[-1], beta=beta),
     )
+
+
+def _prefix(last: dict[str, Any], *, beta: bool) -> dict[str, Any]:
+    """What the answer begins with, where the last message says so."""
+    if last.get("prefix") is not True:
+        return {}
+    if not beta:
+        raise _BadRequest("prefix is a beta feature: set base_url to https://api.deepseek.com/beta")
+    if last.get("role") != "assistant":
+        raise _BadRequest("the role of the last message must be assistant when prefix is true")
+    return {"prefix": _text(last.get("content")), "thought": _text(last.get("reasoning_content"))}
 
 
 def _field(body: dict[str, Any], name: str, kind: type, default: Any) -> Any:

@@ -28,9 +28,9 @@ def _request(method: str, origin: str, path: str, body: bytes, account: int, hea
     )  # fmt: skip
 
 
-def _adapt(request: Request, body: bytes, upstream: Upstream | None) -> Request:
+def _adapt(request: Request, body: bytes, upstream: Upstream | None, path: str) -> Request:
     origin = request.origin if upstream is None else upstream.base_url
-    return _request(request.method, origin, request.path, body, request.account, request.native)
+    return _request(request.method, origin, path, body, request.account, request.native)
 
 
 class VirtualDeepSeek:
