@@ -102,7 +102,8 @@ class Driven:
             self.response = effect.response
         elif isinstance(effect, Emit):
             self.chunks.append(effect.chunk)
-            return self._next(effect.ask(self._clock.now))
+            wanted = effect.ask(self._clock.now)
+            return self._next(wanted) if isinstance(wanted, Read) else None
         elif isinstance(effect, (Send, Read)):
             return self._next(effect)
         elif isinstance(effect, Wait):
