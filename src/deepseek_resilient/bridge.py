@@ -6,6 +6,7 @@ The libraries have the same names for everything used here, so a library is pass
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Coroutine
 from functools import cache, lru_cache
@@ -38,13 +39,19 @@ MAX_RETRIES_HEADER = "x-resilient-max-retries"
 TENANT_HEADER = b"x-resilient-tenant"
 RETRY_COUNT = "x-stainless-retry-count"
 """How often the OpenAI or Anthropic SDK has sent this request before."""
+ATTEMPT_HEADER = "x-resilient-attempt"
+"""To a layer below: which attempt of the call this is, from 2 on."""
+DEADLINE_HEADER = "x-resilient-deadline"
+"""To a layer below: seconds until this attempt is given up; of a stream, unless its content has begun."""
 MAX_CONNECTIONS = 1000
 
 _MAX_RETRIES = MAX_RETRIES_HEADER.encode()
 _RETRIES = RETRY_COUNT.encode()
 _CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
 _OF_THE_HOST = frozenset((b"cookie", b"api-key", b"openai-organization", b"openai-project", b"proxy-authorization"))
-_OURS = (_MAX_RETRIES, PRIORITY_HEADER, TENANT_HEADER, CACHE_HEADER)
+_ATTEMPT, _DEADLINE = ATTEMPT_HEADER.encode(), DEADLINE_HEADER.encode()
+_OURS = (_MAX_RETRIES, PRIORITY_HEADER, TENANT_HEADER, CACHE_HEADER, _ATTEMPT, _DEADLINE)
+_SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
 _VARY = (b"anthropic-version", b"anthropic-beta", b"openai-beta", b"openai-organization", b"openai-project")
 """Headers that an answer, or who pays for it, depends on."""
 _LOOKED_AT = frozenset(
@@ -135,12 +142,12 @@ def prepare(library: Library, request: Any) -> tuple[Request, dict[str, Any]]:
     if limits is not None:
         timeouts = {"timeout": limits.get("read"), "connect_timeout": limits.get("connect")}
     if not found.keys().isdisjoint(_OURS):
-        timeouts |= _told(headers.raw)
+        timeouts |= _told(headers.raw, timeouts.get("timeout"))
         request.headers = headers = headers.copy()
         for name in _OURS:
             headers.pop(name.decode(), None)
     if (count := found.get(_RETRIES, b"0")).isdigit() and int(count[:9]):
-        timeouts["retries_above"] = int(count[:9])
+        timeouts["retries_above"] = max(int(count[:9]), timeouts.get("retries_above", 0))
     encodings = found.get(b"accept-encoding", b"")
     if (b"br" in encodings or b"zstd" in encodings) and wire.dialect_of(request.method, path).is_inference:
         request.headers = headers = headers.copy()
@@ -172,8 +179,8 @@ def _variant(query: bytes, found: dict[bytes, bytes], encodings: bytes) -> bytes
     return b"%d:%b" % (b"gzip" in encodings, b"%d:%b" % (len(query), query) + b"".join(said))
 
 
-def _told(headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
-    """What a request's headers say to us, each of them once."""
+def _told(headers: list[tuple[bytes, bytes]], timeout: float | None) -> dict[str, Any]:
+    """What a request's headers say to us, each of them once. A layer above can make the `timeout` shorter only."""
     said = [(name.lower(), value.decode("latin-1").strip()) for name, value in headers if name.lower() in _OURS]
     found = dict(said)
     if len(found) < len(said):
@@ -185,6 +192,14 @@ def _told(headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
         told["max_retries"] = int(wished)
     if (priority := found.get(PRIORITY_HEADER)) is not None:
         told["priority"] = Priority.parse(priority, PRIORITY_HEADER.decode())
+    if (attempt := found.get(_ATTEMPT)) is not None:
+        if not (attempt.isascii() and attempt.isdigit() and int(attempt[:9]) > 0):
+            raise ConfigError(ATTEMPT_HEADER, attempt[:64], "a whole number of at least 1")
+        told["retries_above"] = int(attempt[:9]) - 1
+    if (deadline := found.get(_DEADLINE)) is not None:
+        if not _SECONDS.fullmatch(deadline):
+            raise ConfigError(DEADLINE_HEADER, deadline[:64], "seconds, such as 12.5")
+        told["timeout"] = float(deadline) if timeout is None else min(float(deadline), timeout)
     if (tenant := found.get(TENANT_HEADER)) is not None:
         told["tenant"] = tenant
     if (caching := found.get(CACHE_HEADER)) is not None:

@@ -10,7 +10,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from deepseek_resilient.bridge import RETRY_COUNT, Dropped, Library, failure_of, library_of
+from deepseek_resilient.bridge import (
+    ATTEMPT_HEADER,
+    DEADLINE_HEADER,
+    RETRY_COUNT,
+    Dropped,
+    Library,
+    failure_of,
+    library_of,
+)
 from deepseek_resilient.core.messages import RawHeaders, Reply
 
 if TYPE_CHECKING:
@@ -52,7 +60,7 @@ class HttpSender:
 
     def send(self, effect: Send) -> Reply | Failure:
         """The head of the reply, or how sending failed."""
-        native = _native(self._library, effect, iter)
+        native = _native(self._library, effect, iter, self._clock)
         limits = None
         if effect.bounded:
             left = None if effect.until is None else max(effect.until - self._clock(), _SHORTEST)
@@ -97,15 +105,16 @@ class HttpSender:
 class AsyncHttpSender:
     """Sends through an asynchronous transport. One per call; holds no state of its own."""
 
-    __slots__ = ("_inner", "_library")
+    __slots__ = ("_clock", "_inner", "_library")
 
-    def __init__(self, inner: Any, library: Library) -> None:
+    def __init__(self, inner: Any, library: Library, clock: Callable[[], float]) -> None:
         self._inner = inner
         self._library = library
+        self._clock = clock
 
     async def send(self, effect: Send) -> Reply | Failure:
         """The head of the reply, or how sending failed."""
-        native = _native(self._library, effect, aiter)
+        native = _native(self._library, effect, aiter, self._clock)
         if effect.bounded:
             limits = {"connect": effect.connect, "read": None, "write": None, "pool": None}
             native.extensions = {**native.extensions, "timeout": limits}
@@ -147,12 +156,18 @@ class AsyncHttpSender:
 _closing: set[asyncio.Task[None]] = set()
 
 
-def _native(library: Library, effect: Send, iterate: Callable[[Any], Any]) -> Any:
-    """The request as the inner transport's library knows it, with all retries in the SDK's count of them."""
+def _native(library: Library, effect: Send, iterate: Callable[[Any], Any], clock: Callable[[], float]) -> Any:
+    """The request as the inner transport's library knows it. It tells a layer below which attempt this is, also in the
+    SDK's count of retries where there is one, and how long it is waited for."""
     native: Any = effect.request.native
-    if effect.attempt > 1 and RETRY_COUNT in native.headers:
-        native.headers = native.headers.copy()
-        native.headers[RETRY_COUNT] = str(effect.attempt - 1)
+    if effect.attempt > 1 or effect.until is not None:
+        native.headers = headers = native.headers.copy()
+        if effect.attempt > 1:
+            headers[ATTEMPT_HEADER] = str(effect.attempt)
+            if RETRY_COUNT in headers:
+                headers[RETRY_COUNT] = str(effect.attempt - 1)
+        if effect.until is not None:
+            headers[DEADLINE_HEADER] = f"{max(effect.until - clock(), 0.0):.3f}"
     if library_of(native) is library:
         return native
     return library.Request(

@@ -160,7 +160,7 @@ class AsyncResilientTransport(_Resilient, httpx.AsyncBaseTransport, httpx2.Async
 
         call = AioCall(
             engine.call(core_request, **limits),
-            AsyncHttpSender(inner, inner_library),
+            AsyncHttpSender(inner, inner_library, engine.clock),
             clock=engine.clock,
             raise_as=raise_as,
         )

@@ -9,7 +9,7 @@ import openai
 import pytest
 import tenacity
 
-from deepseek_resilient import DeepSeek, Engine, Policy, ResilientTransport, RetryPolicy
+from deepseek_resilient import ConfigError, DeepSeek, Engine, Policy, ResilientTransport, RetryPolicy
 from deepseek_resilient.events import Event, RetriesAbove
 
 from .faces import always
@@ -17,6 +17,8 @@ from .servers import recorder
 
 if TYPE_CHECKING:
     from deepseek_resilient.lab import LabProcess
+
+    from .faces import Face
 
 ONCE = Policy(retry=RetryPolicy(stop=lambda _: True))
 
@@ -51,3 +53,38 @@ def test_our_retries_are_in_the_sdks_count() -> None:
             plain.post(server.base_url + "/chat/completions", json=asked)
         counts = [came.headers.get("x-stainless-retry-count") for came in server.received]
     assert ["0", "1", "2", None, None, None] == counts
+
+
+def test_a_layer_below_is_told_which_attempt_it_is_and_how_long_it_has(face: Face) -> None:
+    """The attempt from the second on; the seconds left each time; what a layer above said is heard, not passed on."""
+    changes = {"deadline": 9.0, "attempt_timeout": 3.0, "retry": RetryPolicy(stop=tenacity.stop_after_attempt(2))}
+    with recorder() as server:
+        server.answer = lambda _: (503, {}, b"busy")
+        face.base_url = server.base_url
+        face.new(policy=Policy(**changes))
+        above = {"x-resilient-attempt": "3", "x-resilient-deadline": "2.5", "x-resilient-priority": "batch"}
+        for headers in ({}, above):
+            with pytest.raises(openai.InternalServerError):
+                face.chat(extra_headers=headers)
+        first, second, third, fourth = [dict(came.headers) for came in server.received]
+    assert [None, "2", "3", "4"] == [each.get("x-resilient-attempt") for each in (first, second, third, fourth)]
+    assert ["0", "1", "2", "3"] == [each.get("x-stainless-retry-count") for each in (first, second, third, fourth)]
+    left = [float(each["x-resilient-deadline"]) for each in (first, second, third, fourth)]
+    assert 2.0 < left[0] <= 3.0
+    assert 2.0 < left[1] <= 3.0
+    assert 0.5 < left[3] < left[2] <= 2.5
+    assert "x-resilient-priority" not in fourth
+
+
+@pytest.mark.parametrize(
+    "header",
+    [("x-resilient-attempt", "0"), ("x-resilient-attempt", "x"), ("x-resilient-deadline", "-1"),
+     ("x-resilient-deadline", "1e3"), ("x-resilient-deadline", "nan")],
+)  # fmt: skip
+def test_what_a_layer_above_says_must_make_sense(face: Face, header: tuple[str, str]) -> None:
+    """Else the call is refused by name."""
+    with pytest.raises((ConfigError, openai.APIConnectionError)) as caught:
+        face.chat(extra_headers=dict([header]))
+    error = caught.value if isinstance(caught.value, ConfigError) else caught.value.__cause__
+    assert isinstance(error, ConfigError)
+    assert header[0] == error.field
