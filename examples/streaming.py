@@ -1,11 +1,12 @@
-"""A stream that breaks off: the error carries the text that had come, and the program decides what it is worth."""
+"""A stream that breaks off: the error carries the text so far and the message to go on with; or the policy has the stream
+gone on with, and the program sees nothing of it."""
 
 from __future__ import annotations
 
 import openai
 from _server import server
 
-from deepseek_resilient import DeepSeek, StreamInterruptedError
+from deepseek_resilient import DeepSeek, Policy, StreamInterruptedError, StreamPolicy
 
 
 def tell(client: DeepSeek, question: str) -> None:
@@ -22,11 +23,11 @@ def tell(client: DeepSeek, question: str) -> None:
         cause = error.__cause__
         if not isinstance(cause, StreamInterruptedError):
             raise
-        print(f"\n{cause}\nkept: {cause.partial!r}")
+        print(f"\n{cause}\nkept: {cause.partial!r}, to go on with: {cause.resume}")
 
 
 def main() -> None:
-    """One stream that is whole, one that begins badly, one that is cut after some content."""
+    """One stream that is whole, one that begins badly, two that are cut after some content."""
     with server() as lab, DeepSeek() as client:
         tell(client, "Name three rivers in Asia.")
         if lab is not None:
@@ -34,6 +35,9 @@ def main() -> None:
             tell(client, "This one is cut before any content, so it is asked for again.")
             lab.script(next=["cut;after=24"])
             tell(client, "This one is cut after some content, so you get an error and the text so far.")
+            with DeepSeek(policy=Policy(stream=StreamPolicy(continuations=3))) as going_on:
+                lab.script(next=["cut;after=24"])
+                tell(going_on, "This one is cut too, and gone on with: you see nothing of it.")
 
 
 if __name__ == "__main__":

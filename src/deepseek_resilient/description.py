@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         Policy,
         RatePolicy,
         RoutingPolicy,
+        StreamPolicy,
     )
 
 
@@ -40,7 +41,8 @@ def describe(policy: Policy) -> str:
         ("places", _places(policy.concurrency)),
         ("send", f"connect {_seconds(policy.connect_timeout)}; attempt {_seconds(policy.attempt_timeout)}"),
         ("stream", f"first content within {_seconds(stream.first_content)}; silence at most "
-                   f"{_seconds(stream.silence)}; ends by finish_reason{' and [DONE]' if stream.require_done else ''}"),
+                   f"{_seconds(stream.silence)}; ends by finish_reason{' and [DONE]' if stream.require_done else ''}"
+                   f"{_continued(stream)}"),
         ("verdict", "ok, caller_fault, throttled, overloaded, fault, timeout, truncated"),
     ]  # fmt: skip
     return "\n".join(f"{f'{number}.':<4}{name:<9} {text}" for number, (name, text) in enumerate(steps, 1))
@@ -124,6 +126,12 @@ def _places(policy: ConcurrencyPolicy | None) -> str:
 
 def _seconds(value: float | None) -> str:
     return "no limit" if value is None else f"{value:g} s"
+
+
+def _continued(policy: StreamPolicy) -> str:
+    if not policy.continuations:
+        return ""
+    return f"; gone on with up to {policy.continuations} times, within {_seconds(policy.continue_within)} of a cut"
 
 
 def _strategy(strategy: object) -> str:
