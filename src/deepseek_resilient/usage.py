@@ -17,8 +17,12 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_FIELD = re.compile(rb'"([a-z_]{5,32}_tokens)"\s*:\s*(\d{1,12})')
+_FIELD = re.compile(
+    rb'"((?:prompt|completion|total|input|output|cached|prompt_cache_hit|cache_read_input|cache_creation_input)_tokens)"'
+    rb"\s*:\s*(\d{1,12})"
+)
 _MARK = b'"usage"'
+_OPENED = re.compile(rb'"usage"\s*:\s*\{')
 _LONGEST = 1024
 
 
@@ -41,14 +45,18 @@ class Usage(NamedTuple):
 
 def usage_of(data: bytes) -> Usage | None:
     """The usage that an answer, or an event of a stream, states; None if it states none."""
-    place = data.rfind(_MARK)
-    if place < 0:
-        return None
-    said: dict[bytes, int] = {}
-    for name, count in _FIELD.findall(data, place, place + _LONGEST):
-        said.setdefault(name, int(count))
-    if not said:
-        return None
+    place = len(data)
+    while (place := data.rfind(_MARK, 0, place)) >= 0:
+        if _OPENED.match(data, place):  # else it is a value, as in {"content":"usage"}, or null
+            said: dict[bytes, int] = {}
+            for name, count in _FIELD.findall(data, place, place + _LONGEST):
+                said.setdefault(name, int(count))
+            if said:
+                return _usage(said)
+    return None
+
+
+def _usage(said: dict[bytes, int]) -> Usage:
     output = said.get(b"completion_tokens", said.get(b"output_tokens", 0))
     read = said.get(b"cache_read_input_tokens", 0)
     cached = said.get(b"prompt_cache_hit_tokens", said.get(b"cached_tokens", read))

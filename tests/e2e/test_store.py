@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 
 from deepseek_resilient.core.answer import Answer
 from deepseek_resilient.store import SqliteStore
+from deepseek_resilient.usage import Usage
 
 HEADERS = st.lists(st.tuples(st.binary(max_size=9), st.binary(max_size=9)), max_size=4).map(tuple)
+COUNTS = st.integers(0, 10**12)
 ANSWERS = st.builds(
     Answer, st.integers(100, 599), HEADERS, st.lists(st.binary(max_size=40), max_size=6).map(tuple), st.booleans(),
-    st.floats(0, 1e10),
+    st.floats(0, 1e10), st.one_of(st.none(), st.builds(Usage, COUNTS, COUNTS, COUNTS)),
 )  # fmt: skip
 
 
@@ -163,13 +165,14 @@ def test_what_is_no_database_is_set_aside(path, wall, content):
     store.close()
 
 
-def test_another_format_is_set_aside(path, wall):
-    """A file of a later version is not read, and not overwritten."""
+@pytest.mark.parametrize("version", [1, 99])
+def test_another_format_is_set_aside(path, wall, version):
+    """A file of a later version is not read, and not overwritten; nor one of before answers had their usage."""
     with sqlite3.connect(path) as other:
-        other.execute("PRAGMA user_version = 99")
+        other.execute(f"PRAGMA user_version = {version}")
     other.close()
     store = SqliteStore(path, max_bytes=1_000_000, wall=wall)
-    with pytest.warns(RuntimeWarning, match="format 99 instead of 1"):
+    with pytest.warns(RuntimeWarning, match=f"format {version} instead of 2"):
         store.put(key(1), answer(1), 2e6)
     store.close()
 

@@ -135,7 +135,7 @@ class Attempt:
     def _account(self, verdict: Verdict | None) -> None:
         """What it used, and what that costs."""
         watch, charge, call, runtime = self.watch, self.entry.charge, self.call, self.runtime
-        if watch is not None:
+        if watch is not None and self.usage is None:
             self.usage = watch.usage
         ledger = runtime.ledger
         if charge is None or ledger is None:

@@ -22,16 +22,16 @@ class Charge:
         verdict: one of the seven words, "abandoned", or "" while it is in flight. `reason`: why.
         billed: "no", "maybe" or "yes".
         usage: tokens; None where none are billed. `estimated`: whether that is an estimate.
-        cost: US dollars; None where the model has no price.
+        cost: US dollars, expected ones while it is in flight; None where the model has no price.
         lost: whether another attempt answered first.
     """
 
     __slots__ = (
-        "attempt", "billed", "cost", "estimated", "expected", "hedge", "lost", "model", "reason", "spent", "started",
+        "attempt", "billed", "cost", "estimated", "fair", "hedge", "lost", "model", "reason", "spent", "started",
         "target", "upstream", "usage", "verdict", "waited",
     )  # fmt: skip
 
-    def __init__(self, call: Call, model: str, upstream: Upstream | None, started: float, expected: float) -> None:
+    def __init__(self, call: Call, model: str, upstream: Upstream | None, started: float) -> None:
         self.attempt = call.attempts + 1
         self.target = call.target
         self.hedge = call.second
@@ -39,12 +39,12 @@ class Charge:
         self.model = model
         self.upstream = upstream
         self.started = started
-        self.expected = expected
         self.spent = 0.0
         self.verdict = self.reason = ""
         self.billed = "maybe"
         self.usage: Usage | None = None
-        self.cost: float | None = expected
+        self.cost: float | None = None
+        self.fair = 0.0
         self.estimated = True
         self.lost = False
 
@@ -75,7 +75,7 @@ class CallRecord:
         attempts: a list of `Charge`, in the order of their beginnings.
     """
 
-    __slots__ = ("at", "attempts", "duration", "extras", "model", "number", "saved", "source")
+    __slots__ = ("at", "attempts", "denied", "duration", "extras", "model", "number", "saved", "source")
 
     def __init__(self, number: int, model: str, at: float) -> None:
         self.number = number
@@ -86,6 +86,7 @@ class CallRecord:
         self.saved = 0.0
         self.attempts: list[Charge] = []
         self.extras: list[tuple[float, float]] = []
+        self.denied = -1
 
     @property
     def cost(self) -> float:

@@ -1,17 +1,17 @@
 """The ledger: what each attempt of each call took, whether it may have been billed, and what that costs.
 
     verdict                                         billed    tokens
-    none was sent, or the status is an error's      no        none
+    none was sent, or the status is no answer's     no        none
     ok                                              yes       as the answer states them
-    anything else: late, cut, blank, given up       maybe     as stated; else estimated
+    anything else: late, cut, blank, given up       maybe     as stated, where no more came; else estimated
 
 An estimate is the prompt at four bytes per token and the answer at one token per piece of the stream (DeepSeek sends
 about that), at the price of a prompt that is not in the server's cache. What the server went on to write after the
 caller left, nobody here can know.
 
-Extra is what the attempts of a call cost beyond the dearest of them at the price of the first one's upstream:
+Extra is what the attempts of a call cost beyond the dearest of them at the price of the first one:
 
-    extra = sum(cost) - max(cost * min(first's price / own price, 1))
+    extra = sum(cost) - max(min(cost, what the same tokens cost at the model and upstream of the first))
 
 so an attempt after a refused one is no extra (save what it is dearer), and of two that were billed the cheaper one is.
 It is reserved before an attempt is sent, from what is expected (the prompt, and the model's usual answer), and
@@ -119,21 +119,24 @@ class Ledger:
             return True
         with self._lock:
             last = record.attempts[-1]
-            return self._allows(record, Charge(call, last.model, last.upstream, self._clock(), last.expected))
+            allowed = self._allows(record, self._expect(call, last.model, last.upstream))
+            self._refused += not allowed
+            return allowed
 
     def open(self, call: Call, model: str, upstream: Upstream | None) -> Charge | None:
         """The next attempt of `call`, for that model at that upstream; None when the budget does not pay for it."""
-        record, now = call.record, self._clock()
+        record = call.record
         with self._lock:
-            likely = Usage(_prompt_of(call), 0, int(self._usual.get(model, 0.0)))
-            expected = self._cost(model, upstream, likely) or 0.0
-            charge = Charge(call, model, upstream, now, expected)
+            charge = self._expect(call, model, upstream)
             if record is None:
                 return charge
             if not self._allows(record, charge):
+                if record.denied != len(record.attempts):  # every upstream is asked, some twice: it is one attempt
+                    record.denied = len(record.attempts)
+                    self._refused += 1
                 return None
             record.attempts.append(charge)
-            self._reserve(record, now)
+            self._reserve(record, charge.started)
             return charge
 
     def cancel(self, charge: Charge, call: Call) -> None:
@@ -151,13 +154,17 @@ class Ledger:
             charge.verdict = "abandoned" if verdict is None else str(verdict.kind)
             charge.reason = "" if verdict is None else verdict.reason
             charge.billed = _billed(verdict)
-            charge.estimated = charge.billed != "no" and usage is None
+            charge.estimated = False
             if charge.billed == "no":
-                charge.usage, charge.cost = None, 0.0
+                charge.usage, charge.cost, charge.fair = None, 0.0, 0.0
             else:
-                charge.usage = usage or Usage(_prompt_of(call), 0, pieces)
-                charge.cost = self._cost(charge.model, charge.upstream, charge.usage)
-                if usage is not None and charge.verdict == VerdictKind.OK:
+                if usage is None:
+                    usage, charge.estimated = Usage(_prompt_of(call), 0, pieces), True
+                elif charge.billed == "maybe" and pieces > usage.output:  # it was stated before the end
+                    usage, charge.estimated = usage._replace(output=pieces), True
+                charge.usage = usage
+                self._price(charge, call.record, usage)
+                if charge.billed == "yes" and not charge.estimated:
                     before = self._usual.get(charge.model, float(usage.output))
                     self._usual[charge.model] = before + (usage.output - before) * _MEMORY
             self._count(charge)
@@ -168,7 +175,7 @@ class Ledger:
         """The first attempts, or the hedge, were not the ones that answered."""
         with self._lock:
             for charge in record.attempts:
-                if charge.hedge is hedge and not charge.lost:
+                if charge.hedge is hedge and charge.verdict in ("", VerdictKind.OK):
                     charge.lost = True
                     if charge.verdict == VerdictKind.OK:
                         self._hedged += charge.cost or 0.0
@@ -203,10 +210,10 @@ class Ledger:
             self._failed += cost
 
     def _allows(self, record: CallRecord, charge: Charge) -> bool:
+        if not record.attempts:
+            return True
         more = _extra([*record.attempts, charge]) - sum(amount for _, amount in record.extras)
-        allowed = self._budget.has(charge.started, more)
-        self._refused += not allowed
-        return allowed
+        return self._budget.has(charge.started, more)
 
     def _reserve(self, record: CallRecord, now: float) -> None:
         """The budget has spent what of that call is extra now."""
@@ -224,6 +231,21 @@ class Ledger:
             if amount > back:
                 record.extras.append((at, amount - back))
 
+    def _expect(self, call: Call, model: str, upstream: Upstream | None) -> Charge:
+        """A further attempt, at what it will probably cost."""
+        charge = Charge(call, model, upstream, self._clock())
+        self._price(charge, call.record, Usage(_prompt_of(call), 0, int(self._usual.get(model, 0.0))))
+        return charge
+
+    def _price(self, charge: Charge, record: CallRecord | None, usage: Usage) -> None:
+        """What these tokens cost, and what they would at the price of the call's first attempt, if that is less."""
+        charge.cost = self._cost(charge.model, charge.upstream, usage)
+        charge.fair = charge.cost or 0.0
+        if record is not None and record.attempts and charge.fair:
+            first = record.attempts[0]
+            if first.model != charge.model or first.upstream is not charge.upstream:
+                charge.fair = min(charge.fair, self._cost(first.model, first.upstream, usage) or 0.0)
+
     def _cost(self, model: str, upstream: Upstream | None, usage: Usage) -> float | None:
         if upstream is not None:
             if upstream.price is not None:
@@ -237,22 +259,15 @@ def _extra(charges: list[Charge]) -> float:
     """What these attempts of one call cost beyond the dearest at the price of the first."""
     if len(charges) < 2:
         return 0.0
-    first, total, most = charges[0].expected, 0.0, 0.0
-    for charge in charges:
-        cost = charge.cost or 0.0
-        total += cost
-        dearer = charge.expected > first
-        most = max(most, cost * first / charge.expected if dearer else cost)
-    return total - most
+    return sum(charge.cost or 0.0 for charge in charges) - max(charge.fair for charge in charges)
 
 
 def _billed(verdict: Verdict | None) -> str:
     if verdict is None:
         return "maybe"
-    if verdict.kind is VerdictKind.OK:
-        return "yes"
-    refused = verdict.status is not None and verdict.status >= 400
-    return "no" if refused or verdict.reason in NEVER_SENT else "maybe"
+    if (verdict.status is not None and verdict.status >= 300) or verdict.reason in NEVER_SENT:
+        return "no"
+    return "yes" if verdict.kind is VerdictKind.OK else "maybe"
 
 
 def _prompt_of(call: Call) -> int:

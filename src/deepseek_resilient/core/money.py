@@ -58,6 +58,8 @@ class _Span:
 
     def add(self, at: float, amount: float) -> None:
         slot = int(at / self._width)
+        if slot not in self._slots:
+            self._forget(at)
         self._slots[slot] = self._slots.get(slot, 0.0) + amount
 
     def take_back(self, at: float, amount: float) -> None:
@@ -66,10 +68,13 @@ class _Span:
             self._slots[slot] -= amount
 
     def total(self, now: float) -> float:
+        self._forget(now)
+        return sum(self._slots.values())
+
+    def _forget(self, now: float) -> None:
         oldest = int(now / self._width) - _SLOTS
         for slot in [slot for slot in self._slots if slot < oldest]:
             del self._slots[slot]
-        return sum(self._slots.values())
 
 
 class MoneyBudget:

@@ -199,7 +199,17 @@ async def _refresh(runtime: Runtime, call: Call, sharing: Sharing, key: bytes, l
     if flight is not None:
         own.number = runtime.next_number()
         own.record = None if runtime.ledger is None else runtime.ledger.begin(own)
-        await take_off(flights, flight, _fly(runtime, sharing, flight, lead))
+        await take_off(flights, flight, _fetch(runtime, sharing, flight, lead))
+
+
+async def _fetch(runtime: Runtime, sharing: Sharing, flight: Flight, lead: Lead) -> None:
+    """Such a call of nobody's is a call in the ledger too."""
+    try:
+        await _fly(runtime, sharing, flight, lead)
+    finally:
+        own = flight.call
+        if runtime.ledger is not None and own.record is not None:
+            runtime.ledger.end(own.record, own)
 
 
 async def _ride(runtime: Runtime, call: Call, sharing: Sharing, flight: Flight) -> Outcome:

@@ -279,6 +279,7 @@ def _without_content(
         attempt.settle(judge.Verdict(judge.VerdictKind.TRUNCATED, "stream_cut", True, reply.status))
         return _no_answer("the stream ended before any content")
     answer = judge.of_reply(attempt.call.info.dialect, reply, said, attempt.runtime.wall())
+    attempt.usage = usage_of(said)
     attempt.settle(answer)
     if answer.retryable:
         return _no_answer("the stream ended without an answer")
