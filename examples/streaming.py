@@ -1,5 +1,6 @@
-"""A stream that breaks off: the error has the text so far and the message to go on with; or the policy has the stream gone
-on with, and the program sees nothing of it."""
+"""A stream that breaks off: the error has the text so far and the message to go on with; or the policy has the stream
+gone on with, and the program sees nothing of it.
+"""
 
 from __future__ import annotations
 

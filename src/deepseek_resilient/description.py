@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         ConcurrencyPolicy,
         GuardPolicy,
         HedgePolicy,
+        LedgerPolicy,
         Policy,
         RatePolicy,
         RoutingPolicy,
@@ -39,6 +40,7 @@ def describe(policy: Policy) -> str:
         ("breaker", _breaker(policy.breaker)),
         ("rate", _rate(policy.rate)),
         ("places", _places(policy.concurrency)),
+        ("ledger", _ledger(policy.ledger)),
         ("send", f"connect {_seconds(policy.connect_timeout)}; attempt {_seconds(policy.attempt_timeout)}"),
         ("stream", f"first content within {_seconds(stream.first_content)}; silence at most "
                    f"{_seconds(stream.silence)}; ends by finish_reason{' and [DONE]' if stream.require_done else ''}"
@@ -121,6 +123,17 @@ def _places(policy: ConcurrencyPolicy | None) -> str:
     return (
         f"{policy.initial} calls in flight at first, {policy.minimum} to {policy.maximum} as latency and 429s teach; "
         f"{policy.queue} may wait, as long as they can still be answered in time"
+    )
+
+
+def _ledger(policy: LedgerPolicy | None) -> str:
+    if policy is None:
+        return "off: nothing is written down, and what retries and hedges cost is not bounded"
+    spans = ((policy.extra_per_minute, "minute"), (policy.extra_per_day, "day"))
+    limits = [f"${limit:g} in any {span}" for limit, span in spans if limit is not None]
+    return (
+        f"the last {policy.keep} calls, what each attempt cost; retries, hedges and dearer upstreams may cost "
+        f"{' and '.join(limits) or 'any amount'} more"
     )
 
 

@@ -51,7 +51,8 @@ class RejectedError(ResilienceError):
     """One of our steps refused the call, or gave it up.
 
     Attributes:
-        step: which step ("guard", "route", "admission", "gate", "breaker", "rate", "concurrency", "retry").
+        step: which step ("guard", "route", "admission", "gate", "breaker", "rate", "concurrency", "money",
+            "retry").
         retry_after: seconds until another try may succeed; None when unknown.
     """
 

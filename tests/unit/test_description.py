@@ -12,6 +12,7 @@ from deepseek_resilient.config import (
     GuardPolicy,
     HedgePolicy,
     LadderPolicy,
+    LedgerPolicy,
     Policy,
     RatePolicy,
     RetryPolicy,
@@ -39,7 +40,7 @@ def test_one_numbered_line_per_step():
     names = [line.split()[:2] for line in describe(Policy()).splitlines()]
     steps = [
         "guard", "cache", "deadline", "retry", "budget", "hedge", "route", "admission", "ladder", "gate", "breaker",
-        "rate", "places", "send", "stream", "verdict",
+        "rate", "places", "ledger", "send", "stream", "verdict",
     ]  # fmt: skip
     assert [[f"{number}.", name] for number, name in enumerate(steps, 1)] == names
     assert describe(Policy.batch()) == Engine(Policy.batch()).describe()
@@ -65,6 +66,20 @@ def test_one_numbered_line_per_step():
         ("guard", Policy(), "more than 67108864 bytes, 1048576 tokens or 500 levels"),
         ("guard", Policy(guard=GuardPolicy(tenants={"a": TenantLimits()})), "limits of their own for 1 tenants"),
         ("guard", Policy(guard=None), "off"),
+        (
+            "ledger",
+            Policy(),
+            "the last 1000 calls, what each attempt cost; retries, hedges and dearer upstreams may cost "
+            "any amount more",
+        ),
+        ("ledger", Policy(ledger=LedgerPolicy(keep=5, extra_per_day=2)), "the last 5 calls"),
+        ("ledger", Policy(ledger=LedgerPolicy(extra_per_day=2)), "may cost $2 in any day more"),
+        (
+            "ledger",
+            Policy(ledger=LedgerPolicy(extra_per_minute=0.05, extra_per_day=2)),
+            "may cost $0.05 in any minute and $2 in any day more",
+        ),
+        ("ledger", Policy(ledger=None), "off: nothing is written down"),
         ("route", Policy(), "one address"),
         ("route", TWO, "east (weight 2), west (weight 1): least loaded by weight and latency; ejected for 2 s"),
         ("admission", Policy(), "batch from a load of 0.8, standard from a load of 1, interactive from a load of 2;"),

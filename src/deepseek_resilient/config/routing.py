@@ -50,8 +50,8 @@ class Upstream:
         models: our model names and what it calls them; a name that is not in it is passed on as it is.
         max_concurrency: the most calls in flight to it at a time, per account and model, >= 1; others wait for a place.
             None = as many as `ConcurrencyPolicy` finds.
-        price: US dollars per million tokens, >= 0; informative, for the choice of a cheaper one. None = unknown.
-        kind: "remote", or "local" for a model on this machine; informative.
+        price: US dollars per million tokens, >= 0, for the ledger. None = that of the model.
+        kind: "remote", or "local" for a model on this machine, which costs nothing where no price is given.
     """
 
     base_url: str = field(kw_only=False)
