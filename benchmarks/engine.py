@@ -185,13 +185,14 @@ def main() -> None:
         lambda: sync_calls(resilient, STREAM, 10)), "<= 3 more", per=CHUNKS)  # fmt: skip
     row("engine, async, per stream chunk", *take_turns(rounds, lambda: run(async_calls(memory, STREAM, 10)),
         lambda: run(async_calls(aresilient, STREAM, 10))), "<= 3 more", per=CHUNKS)  # fmt: skip
-    plain = Policy(concurrency=None, admission=None, guard=None)
+    plain = Policy(concurrency=None, admission=None, guard=None, ledger=None)
     rates = RatePolicy(requests_per_minute=1e9, tokens_per_minute=1e12)
     three = RoutingPolicy(upstreams=tuple(Upstream(URL.removesuffix("/chat/completions"), name=n) for n in "abc"))
     controlled = {
         "guard": replace(plain, guard=Policy().guard),
         "concurrency": replace(plain, concurrency=Policy().concurrency),
-        "concurrency, admission": replace(Policy(), guard=None),
+        "concurrency, admission": replace(Policy(), guard=None, ledger=None),
+        "ledger": replace(plain, ledger=Policy().ledger),
         "all defaults": Policy(),
         "all defaults and rates": Policy(rate=rates),
         "all defaults and three upstreams": Policy(routing=three),

@@ -233,6 +233,16 @@ def test_what_is_usual_moves_slowly():
         assert cost(1000, expected) == books.open(books.call()).cost
 
 
+def test_only_so_many_models_are_known():
+    """The one that came first makes room; who invents names takes no memory."""
+    books = Books()
+    for number in range(257):
+        call = books.call(f"model-{number}")
+        books.close(call, books.open(call), OK, Usage(10, 0, 1000))
+    assert 256 == len(books.ledger._usual)
+    assert "model-0" not in books.ledger._usual
+
+
 def test_what_was_saved_is_what_it_cost_once():
     """By kind; nothing where the answer did not say, or the model has no price."""
     books = Books()

@@ -96,6 +96,16 @@ def test_the_calendar_is_the_usual_one(wall):
     assert (not free and (1 <= hour < 4 or 6 <= hour < 10)) is prices().is_peak(wall)
 
 
+@given(st.lists(st.one_of(st.floats(0, 4e9), st.sampled_from([MORNING, NIGHT, MORNING + 7200.0])), max_size=20))
+def test_the_price_is_that_of_its_instant(walls):
+    """Whatever was asked for before, forwards and backwards."""
+    known = prices(peak_hours=((1, 4), (3, 5.5), (23, 24)))
+    usage = Usage(0, 0, MILLION)
+    for wall in walls:
+        factor = 2 if prices(peak_hours=((1, 5.5), (23, 24))).is_peak(wall) else 1
+        assert 0.6 * factor == known.cost("deepseek-flash", usage, wall)
+
+
 class MoneyMachine(RuleBasedStateMachine):
     """Any spending and taking back over hours, beside a list of all of it."""
 

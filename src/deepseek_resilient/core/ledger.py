@@ -23,8 +23,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from cachetools import LRUCache
-
 from deepseek_resilient.config.ledger import PRICES
 from deepseek_resilient.core.bill import CallRecord, Charge, LedgerTotals
 from deepseek_resilient.core.money import DUST, MoneyBudget, Prices
@@ -61,9 +59,9 @@ class Ledger:
         self._prices = Prices(policy, PRICES)
         self._budget = MoneyBudget(policy.extra_per_minute, policy.extra_per_day)
         self._records: OrderedDict[int, CallRecord] = OrderedDict()
-        self._usual: LRUCache[str, float] = LRUCache(_MODELS)
+        self._usual: dict[str, float] = {}
         self._calls = self._attempts = self._unpriced = self._refused = 0
-        self._tokens = [0, 0, 0]
+        self._prompt = self._cached = self._output = 0
         self._spent = self._estimated = self._failed = self._hedged = self._abandoned = 0.0
         self._saved = {"hit": 0.0, "joined": 0.0}
 
@@ -71,11 +69,10 @@ class Ledger:
         """Everything so far."""
         with self._lock:
             minute, day = self._budget.spent(self._clock())
-            prompt, cached, output = self._tokens
             return LedgerTotals(
-                self._calls, self._attempts, self._unpriced, prompt, cached, output, self._spent, self._estimated,
-                self._failed, self._hedged, self._abandoned, self._saved["hit"], self._saved["joined"], minute, day,
-                self._refused,
+                self._calls, self._attempts, self._unpriced, self._prompt, self._cached, self._output, self._spent,
+                self._estimated, self._failed, self._hedged, self._abandoned, self._saved["hit"],
+                self._saved["joined"], minute, day, self._refused,
             )  # fmt: skip
 
     def calls(self) -> tuple[CallRecord, ...]:
@@ -151,7 +148,7 @@ class Ledger:
         now = self._clock()
         with self._lock:
             charge.spent = now - charge.started
-            charge.verdict = "abandoned" if verdict is None else str(verdict.kind)
+            charge.verdict = "abandoned" if verdict is None else verdict.kind
             charge.reason = "" if verdict is None else verdict.reason
             charge.billed = _billed(verdict)
             charge.estimated = False
@@ -165,8 +162,7 @@ class Ledger:
                 charge.usage = usage
                 self._price(charge, call.record, usage)
                 if charge.billed == "yes" and not charge.estimated:
-                    before = self._usual.get(charge.model, float(usage.output))
-                    self._usual[charge.model] = before + (usage.output - before) * _MEMORY
+                    self._learn(charge.model, usage.output)
             self._count(charge)
             if call.record is not None:
                 self._reserve(call.record, now)
@@ -190,6 +186,15 @@ class Ledger:
         if call.record is not None:
             call.record.saved = saved
 
+    def _learn(self, model: str, output: int) -> None:
+        """What an answer of that model usually has."""
+        before = self._usual.get(model)
+        if before is None:
+            if len(self._usual) >= _MODELS:
+                del self._usual[next(iter(self._usual))]
+            before = float(output)
+        self._usual[model] = before + (output - before) * _MEMORY
+
     def _count(self, charge: Charge) -> None:
         self._attempts += 1
         cost = charge.cost
@@ -197,8 +202,10 @@ class Ledger:
             self._unpriced += 1
             cost = 0.0
         if charge.usage is not None:
-            for place, tokens in enumerate(charge.usage):
-                self._tokens[place] += tokens
+            prompt, cached, output = charge.usage
+            self._prompt += prompt
+            self._cached += cached
+            self._output += output
         self._spent += cost
         if charge.estimated:
             self._estimated += cost

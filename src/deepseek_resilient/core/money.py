@@ -22,28 +22,37 @@ DUST = 1e-12
 
 
 class Prices:
-    """The price table of one policy, by model and time. Never changes."""
+    """The price table of one policy, by model and time."""
 
     def __init__(self, policy: LedgerPolicy, known: tuple[Price, ...]) -> None:
         self._prices = {price.model: price for price in (*known, *policy.prices)}
         self._peaks = tuple((first * 3600.0, last * 3600.0) for first, last in policy.peak_hours)
         epoch = date(1970, 1, 1)
         self._holidays = frozenset((date.fromisoformat(day) - epoch).days for day in policy.holidays)
+        self._known = (0.0, 0.0, False)
 
     def cost(self, model: str, usage: Usage, wall: float) -> float | None:
         """US dollars for these tokens at that time (Unix seconds); None for a model without a price."""
         price = self._prices.get(model)
         if price is None:
             return None
-        cost = price.hit * usage.cached + price.miss * (usage.prompt - usage.cached) + price.output * usage.output
-        return cost * (price.peak if price.peak != 1.0 and self.is_peak(wall) else 1.0) / 1e6
+        prompt, cached, output = usage
+        cost = (price.hit * cached + price.miss * (prompt - cached) + price.output * output) / 1e6
+        if price.peak != 1.0:
+            since, until, peak = self._known
+            if peak if since <= wall < until else self.is_peak(wall):
+                cost *= price.peak
+        return cost
 
     def is_peak(self, wall: float) -> bool:
         """Whether that is in peak hours."""
         day, second = divmod(wall, _DAY)
-        if (day + 3) % 7 >= 5 or day in self._holidays:  # day 0 was a Thursday
-            return False
-        return any(first <= second < last for first, last in self._peaks)
+        edges = [0.0, _DAY, *(edge for peak in self._peaks for edge in peak)]
+        since, until = max(edge for edge in edges if edge <= second), min(edge for edge in edges if edge > second)
+        free = (day + 3) % 7 >= 5 or day in self._holidays  # day 0 was a Thursday
+        peak = not free and any(first <= second < last for first, last in self._peaks)
+        self._known = (day * _DAY + since, day * _DAY + until, peak)  # it is so until then
+        return peak
 
 
 class _Span:
