@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import tenacity
-from worlds import DRIVERS, Caller, Run, Scenario, quick, run_everywhere
+from worlds import Caller, Run, Scenario, quick, run_everywhere
 
 from deepseek_resilient import (
     CachePolicy,
@@ -84,16 +84,15 @@ def test_no_money_no_retry() -> None:
     assert 200 == run.seen[0].status
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_loser_of_a_hedge(driver: str, stream: bool) -> None:
+def test_the_loser_of_a_hedge(stream: bool) -> None:
     """It is billed for what it may have come to, and that is the waste of hedging."""
     callers = tuple(Caller(at=2.0 * number, stream=stream) for number in range(20))
     policy = quick(hedge=HedgePolicy(minimum_samples=10), ledger=PRICED)
     windows = (("slow_first_token;delay=20", 99.95, 0.1),)
-    run = DRIVERS[driver](
-        Scenario((*callers, Caller(at=100.0, stream=stream)), windows=windows, policy=policy, settings=SERVER)
-    )
+    late = Caller(at=100.0, stream=stream)
+    scenario = Scenario((*callers, late), windows=windows, policy=policy, settings=SERVER)
+    run = run_everywhere(scenario, in_turn=False)
     first, second = last(run).attempts
     assert (True, False, "abandoned", "maybe") == (first.lost, first.hedge, first.verdict, first.billed)
     assert (False, True, "ok", "yes") == (second.lost, second.hedge, second.verdict, second.billed)
