@@ -142,7 +142,7 @@ def prepare(library: Library, request: Any) -> tuple[Request, dict[str, Any]]:
     if limits is not None:
         timeouts = {"timeout": limits.get("read"), "connect_timeout": limits.get("connect")}
     if not found.keys().isdisjoint(_OURS):
-        timeouts |= _told(headers.raw, timeouts.get("timeout"))
+        timeouts |= _told(headers.raw)
         request.headers = headers = headers.copy()
         for name in _OURS:
             headers.pop(name.decode(), None)
@@ -179,8 +179,8 @@ def _variant(query: bytes, found: dict[bytes, bytes], encodings: bytes) -> bytes
     return b"%d:%b" % (b"gzip" in encodings, b"%d:%b" % (len(query), query) + b"".join(said))
 
 
-def _told(headers: list[tuple[bytes, bytes]], timeout: float | None) -> dict[str, Any]:
-    """What a request's headers say to us, each of them once. A layer above can make the `timeout` shorter only."""
+def _told(headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
+    """What a request's headers say to us, each of them once."""
     said = [(name.lower(), value.decode("latin-1").strip()) for name, value in headers if name.lower() in _OURS]
     found = dict(said)
     if len(found) < len(said):
@@ -199,7 +199,7 @@ def _told(headers: list[tuple[bytes, bytes]], timeout: float | None) -> dict[str
     if (deadline := found.get(_DEADLINE)) is not None:
         if not _SECONDS.fullmatch(deadline):
             raise ConfigError(DEADLINE_HEADER, deadline[:64], "seconds, such as 12.5")
-        told["timeout"] = float(deadline) if timeout is None else min(float(deadline), timeout)
+        told["at_most"] = float(deadline)
     if (tenant := found.get(TENANT_HEADER)) is not None:
         told["tenant"] = tenant
     if (caching := found.get(CACHE_HEADER)) is not None:
@@ -219,10 +219,8 @@ def _adapt(request: Request, body: bytes, upstream: Upstream | None, path: str) 
     url, origin, account = native.url, request.origin, request.account
     dropped = {b"content-length"} if body is not request.body else set()
     added: list[tuple[bytes, bytes]] = []
-    if path != request.path:  # to be gone on with: its bytes go into a stream that has begun
+    if path != request.path:
         url = url.copy_with(path=path)
-        dropped.add(b"accept-encoding")
-        added.append((b"Accept-Encoding", b"identity"))
     if upstream is not None:
         query = url.query
         url, origin, path = _address(library, upstream.base_url, path)

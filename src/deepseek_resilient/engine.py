@@ -135,6 +135,7 @@ class Engine:
         tenant: str = "",
         caching: Literal["", "use", "refresh", "bypass"] = "",
         retries_above: int = 0,
+        at_most: float | None = None,
     ) -> CallCoroutine:
         """The coroutine of one call, for a driver. Nothing happens before it is driven.
 
@@ -147,11 +148,14 @@ class Engine:
             tenant: whose limits of the guard hold for it; "" for the general ones. Tenants share no answers.
             caching: what the call says of the cache (`CachePolicy.calls`).
             retries_above: how often a layer above has tried this call before.
+            at_most: seconds that a layer above waits for it; makes `timeout` shorter, never longer.
         """
         runtime = self._runtime
         now = runtime.clock()
         limit = self._policy.connect_timeout
         seconds = self._policy.deadline if timeout == "policy" else timeout
+        if at_most is not None:
+            seconds = at_most if seconds is None else min(seconds, at_most)
         guard = self._policy.guard
         longest = None if guard is None else guard.max_body_bytes
         readable = longest is None or len(request.body) <= longest

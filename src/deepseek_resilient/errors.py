@@ -159,7 +159,8 @@ def partial_of(error: BaseException | None) -> str:
 def resume_of(error: BaseException | None) -> dict[str, Any] | None:
     """The message by which an interrupted answer can be gone on with; None where it cannot.
 
-    `client.with_beta().chat.completions.create(messages=[*messages, resume_of(error)], ...)` answers with the rest.
+    `client.with_beta().chat.completions.create(messages=[*messages, resume_of(error)], ...)` answers with the rest. A
+    prefix of your own at the end of `messages` is in it already: it goes in its place.
     """
     interrupted = _interrupted(error)
     return None if interrupted is None or interrupted.resume is None else dict(interrupted.resume)

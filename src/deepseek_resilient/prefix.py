@@ -79,9 +79,8 @@ def _begun(fields: Mapping[str, Any]) -> Message | None:
 
 
 def thought_of(events: Iterable[bytes]) -> str:
-    """The reasoning that these events of a chat stream carry."""
-    parts = [str(delta.get("reasoning_content") or "") for event in events for delta in _deltas(fields_of(event))]
-    return "".join(parts).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    """The reasoning that these events of a chat stream carry; a surrogate pair may be split over two of them."""
+    return "".join(str(delta.get("reasoning_content") or "") for event in events for delta in _deltas(fields_of(event)))
 
 
 def calls_tools(events: Iterable[bytes]) -> bool:
@@ -99,19 +98,30 @@ def identity_of(event: bytes) -> dict[str, Any]:
 
 def adopted(event: bytes, identity: Mapping[str, Any], said: Mapping[str, Any]) -> bytes | None:
     """An event of a continuing stream as one of the answer that it continues, with what is `said` about it under the
-    name `resilient`; None for one that only begins an answer."""
+    name `resilient`; None for one that only begins an answer. What is no chunk of a chat stays as it is."""
     fields = fields_of(event)
-    if not fields:
+    choices = _choices(fields)
+    if not fields or fields.get("error"):
         return event
-    empty = "usage" not in fields or fields["usage"] is None
-    for choice, delta in zip(_choices(fields), _deltas(fields), strict=True):
-        delta.pop("role", None)
-        empty = empty and not any(delta.values()) and choice.get("finish_reason") is None
-    if empty:
+    for choice in choices:
+        choice["delta"].pop("role", None)
+    if choices and not fields.get("usage") and not any(map(_says_something, choices)):
         return None
     if said:
         fields["resilient"] = said
     return encode({**fields, **identity}) or event
+
+
+def unended(event: bytes) -> bytes:
+    """An event of a chat stream without the `finish_reason` that it has."""
+    fields = fields_of(event)
+    for choice in _choices(fields):
+        choice["finish_reason"] = None
+    return encode(fields) or event
+
+
+def _says_something(choice: dict[str, Any]) -> bool:
+    return any(choice["delta"].values()) or bool(choice.get("finish_reason") or choice.get("logprobs"))
 
 
 def _choices(fields: Mapping[str, Any]) -> list[dict[str, Any]]:

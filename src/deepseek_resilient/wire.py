@@ -335,7 +335,8 @@ def error_of_event(data: bytes) -> object:
 
 
 def text_of_events(dialect: Dialect, events: Iterable[bytes]) -> str:
-    """The text of the (first) answer that these events carry: what a caller keeps of a stream that was cut."""
+    """The text of the (first) answer that these events carry: what a caller keeps of a stream that was cut. `mended` it
+    is whole: a surrogate pair may be split over two events."""
     parts: list[str] = []
     for data in events:
         event = _json(data)
@@ -352,7 +353,11 @@ def text_of_events(dialect: Dialect, events: Iterable[bytes]) -> str:
                 if choice.get("index", 0) == 0:
                     delta = choice.get("delta")
                     parts.append(str((delta.get("content") if isinstance(delta, dict) else choice.get("text")) or ""))
-    halves = "".join(parts)  # a stream may split a surrogate pair
+    return "".join(parts)
+
+
+def mended(halves: str) -> str:
+    """The text, of which characters may come in two halves; a half without the other is one that cannot be read."""
     return halves.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -74,6 +75,22 @@ def test_a_layer_below_is_told_which_attempt_it_is_and_how_long_it_has(face: Fac
     assert 2.0 < left[1] <= 3.0
     assert 0.5 < left[3] < left[2] <= 2.5
     assert "x-resilient-priority" not in fourth
+
+
+def test_a_layer_above_makes_the_time_shorter_never_longer() -> None:
+    """Also where the request has no timeout of its own, and the policy's holds."""
+    with recorder() as server:
+        server.answer = lambda _: (503, {}, b"busy")
+        with ResilientTransport(policy=replace(ONCE, deadline=5.0)) as transport:
+            for said in ("2.5", "999999"):
+                headers = {"x-resilient-deadline": said}
+                body = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
+                transport.handle_request(
+                    httpx2.Request("POST", server.base_url + "/chat/completions", headers=headers, content=body)
+                ).read()
+        first, second = [float(came.headers["x-resilient-deadline"]) for came in server.received]
+    assert 2.0 < first <= 2.5
+    assert 4.0 < second <= 5.0
 
 
 @pytest.mark.parametrize(

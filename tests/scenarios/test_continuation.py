@@ -8,13 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import tenacity
 from worlds import Caller, Run, Scenario, Seen, quick, run_everywhere
 
-from deepseek_resilient import CachePolicy, HedgePolicy, RoutingPolicy, StreamPolicy, Upstream
+from deepseek_resilient import CachePolicy, HedgePolicy, RetryPolicy, RoutingPolicy, StreamPolicy, Upstream
 from deepseek_resilient.core.messages import FailureKind
 
 STREAM = StreamPolicy(silence=5.0, continuations=2)
 POLICY = quick(stream=STREAM)
+QUICK = RetryPolicy(wait=tenacity.wait_fixed(0.5))
 ANSWER = ("The user says: hello I shall answer.", "Simulated answer to: hello")
 PIECES = 11
 """Events with content in the simulated answer: 7 of reasoning, 4 of text."""
@@ -124,11 +126,12 @@ def test_shared_streams_are_gone_on_with_for_all(cancelled: bool) -> None:
     assert 3 == run.served["attempts"]
 
 
-def test_a_hedge_that_won_is_gone_on_with() -> None:
-    """Its call may have no more attempts than the caller's own."""
+@pytest.mark.parametrize("after", [1, 9])
+def test_a_hedge_that_won_is_gone_on_with(after: int) -> None:
+    """Though it is one attempt, also when it breaks off at once; the first one's place is given back."""
     policy = replace(POLICY, hedge=HedgePolicy(minimum_samples=10))
     known = tuple(Caller(at=2.0 * number, stream=True) for number in range(20))
-    windows = (("slow_first_token;delay=20", 99.95, 0.1), ("cut;after=9", 100.06, 2.0))
+    windows = (("slow_first_token;delay=20", 99.95, 0.1), (f"cut;after={after}", 100.06, 0.3))
     run = run_everywhere(
         Scenario(
             callers=(*known, Caller(at=100.0, stream=True)), policy=policy, windows=windows,
@@ -139,4 +142,13 @@ def test_a_hedge_that_won_is_gone_on_with() -> None:
     assert "second" == run.seen[-1].headers["x-resilient-hedge"]
     assert (None, ANSWER) == (run.seen[-1].failure, said(run.seen[-1]))
     ended = next(line for line in run.trace if "CallEnded(call=21," in line)
-    assert "verdict=ok" in ended
+    assert "attempts=3, verdict=ok" in ended
+
+
+def test_a_stale_answer_is_none_for_a_stream_that_has_begun() -> None:
+    """Under load too the rest is asked for."""
+    policy = quick(stream=STREAM, cache=CachePolicy(lifetime=1.0, stale_if_error=100.0), retry=QUICK)
+    fields = {"temperature": 0}
+    callers = (Caller(stream=True, fields=fields), Caller(at=10.0, stream=True, fields=fields))
+    run = run_everywhere(Scenario(callers=callers, policy=policy, windows=(("cut;after=9", 9.9, 0.2),)), in_turn=False)
+    assert (None, ANSWER) == (run.seen[1].failure, said(run.seen[1]))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from deepseek_resilient import prefix
+from deepseek_resilient import prefix, wire
 
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 
@@ -98,8 +98,15 @@ def test_an_event_becomes_one_of_the_first_answer():
     assert [{"index": 0, "delta": {"content": "b"}, "finish_reason": None}] == adopted["choices"]
 
 
-@pytest.mark.parametrize("kept", [event({"content": ""}, "stop"), event(usage={"total_tokens": 3}), b"[DONE]", b"{"])
-def test_ends_usage_and_what_is_no_chunk_are_kept(kept):
+KEPT = [event({"content": ""}, "stop"), event(usage={"total_tokens": 3}), b"[DONE]", b"{", event(), event(news=1)]
+KEPT += [
+    b'{"choices":[{"delta":{},"logprobs":{"content":[]}}]}',
+    b'{"error":{"message":"no"},"choices":[{"delta":{}}]}',
+]
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_ends_usage_errors_and_what_is_not_known_are_kept(kept):
     """They are what the caller waits for."""
     assert (json.loads(kept) if kept.endswith(b"}") else kept) == (
         json.loads(prefix.adopted(kept, {}, {})) if kept.endswith(b"}") else prefix.adopted(kept, {}, {})
@@ -107,7 +114,7 @@ def test_ends_usage_and_what_is_no_chunk_are_kept(kept):
 
 
 @pytest.mark.parametrize(
-    "dropped", [event({"role": "assistant", "content": ""}), event({}), event(), event(usage=None)]
+    "dropped", [event({"role": "assistant", "content": ""}), event({}), event({"role": "assistant"}, usage=None)]
 )
 def test_what_only_begins_an_answer_is_dropped(dropped):
     """It has begun."""
@@ -116,11 +123,14 @@ def test_what_only_begins_an_answer_is_dropped(dropped):
 
 def test_reasoning_and_tool_calls_are_seen():
     """Half a surrogate pair in each of two events is one character; what is no chunk has neither."""
-    halves = [
-        rb'{"choices":[{"delta":{"reasoning_content":"\ud83d"}}]}',
-        rb'{"choices":[{"delta":{"reasoning_content":"\ude00!"}}]}',
-    ]
-    assert "😀!" == prefix.thought_of([*halves, b"[]", b"{", b'{"choices":[3]}', b'{"choices":[{"delta":3}]}'])
+    halves = [b'{"choices":[{"delta":{"reasoning_content":"%b"}}]}' % half for half in (rb"\ud83d", rb"\ude00!")]
+    others = [b"[]", b"{", b'{"choices":[3]}', b'{"choices":[{"delta":3}]}']
+    assert "😀!" == wire.mended(prefix.thought_of([*halves, *others]))
     assert not prefix.calls_tools([*halves, event({"tool_calls": None}), event({"tool_calls": []})])
     assert prefix.calls_tools([event({"content": "a"}), event({"tool_calls": [{"index": 0}]})])
     assert prefix.calls_tools([event({"function_call": {"name": "f"}})])
+
+
+def test_an_end_can_be_taken_off():
+    """Of an event that has content too."""
+    assert json.loads(event({"content": "a"})) == json.loads(prefix.unended(event({"content": "a"}, "stop")))

@@ -1,6 +1,7 @@
 """core/seam.py: a stream that is gone on with, driven by hand."""
 
 import json
+import zlib
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from deepseek_resilient.config import BreakerPolicy, BudgetPolicy, LedgerPolicy, Policy, StreamPolicy
 from deepseek_resilient.core.messages import FailureKind
+from deepseek_resilient.core.sse import EventSplitter, EventStreamParser, split
 from deepseek_resilient.events import AttemptEnded, RetryStopped, StreamCommitted, StreamContinued
 
 from .driving import BROKEN, DONE, KEEP_ALIVE, Bench, ask, data, reply
@@ -39,14 +41,13 @@ def bench(**changes):
 def events_of(chunks):
     """The JSON of what the caller got; it must be whole events."""
     body = b"".join(chunks)
-    assert body.endswith(b"\n\n") or not body
-    lines = [line.removeprefix(b"data: ") for line in body.split(b"\n\n") if line.startswith(b"data: ")]
-    return [json.loads(line) for line in lines if line != b"[DONE]"]
+    assert body.endswith((b"\n\n", b"\r\n\r\n", b"\r\n\r", b"\r\r")) or not body
+    return [json.loads(data) for _, data in EventStreamParser().feed(body) if data != b"[DONE]"]
 
 
 def text_of(chunks):
     """The content that the caller got."""
-    deltas = [choice["delta"] for event in events_of(chunks) for choice in event["choices"]]
+    deltas = [choice["delta"] for event in events_of(chunks) for choice in event.get("choices", ())]
     assert 1 >= sum("role" in delta for delta in deltas)
     return "".join(delta.get("content") or "" for delta in deltas)
 
@@ -64,12 +65,12 @@ def run(it, answers, **options):
     return it.call(answers, stream=True, **options)
 
 
-@given(st.data())
-def test_no_character_is_lost_or_doubled_wherever_it_is_cut(draw):
+@given(st.data(), st.sampled_from([b"\n", b"\r\n", b"\r"]))
+def test_no_character_is_lost_or_doubled_wherever_it_is_cut(draw, end):
     """At any byte, in chunks of any size, and the rest in chunks of any size: the text is the whole one."""
-    whole = b"".join(answer())
-    first = whole.index(b"Hel") + 40
-    at = draw.draw(st.integers(first, len(whole) - len(DONE) - len(chunk(finish="stop"))))
+    whole = b"".join(answer()).replace(b"\n", end)
+    first = whole.index(b"Hel") + 60
+    at = draw.draw(st.integers(first, len(whole) - len(DONE) - len(chunk(finish="stop")) - 8))
     sizes = draw.draw(st.lists(st.integers(1, 300), max_size=20))
     parts, begun = [], 0
     for size in sizes:
@@ -85,13 +86,13 @@ def test_no_character_is_lost_or_doubled_wherever_it_is_cut(draw):
         call.run(limit=len(call.effects) + 1)
     rest = rest_of(call.requests()[1].body)
     size = draw.draw(st.integers(1, 300))
-    second = b"".join(answer([rest[i : i + 3] for i in range(0, len(rest), 3)], "second"))
+    second = b"".join(answer([rest[i : i + 3] for i in range(0, len(rest), 3)], "second")).replace(b"\n", end)
     call._answers = [reply(), *(second[i : i + size] for i in range(0, len(second), size)), b""]
     call.run()
     assert call.outcome is None
     assert TEXT == text_of(call.chunks)
     assert {"first"} == {event["id"] for event in events_of(call.chunks)}
-    assert 1 == b"".join(call.chunks).count(DONE)
+    assert 1 == b"".join(call.chunks).count(b"data: [DONE]")
 
 
 def test_the_request_that_goes_on():
@@ -249,24 +250,162 @@ def test_a_bad_end_of_what_is_never_gone_on_with_is_handed_on(bad):
     assert BAD_ENDS[bad][0] in b"".join(call.chunks)
 
 
+def packed(*parts):
+    """The chunks as one gzip stream that does not end."""
+    squeeze = zlib.compressobj(wbits=31)
+    return [squeeze.compress(part) + squeeze.flush(zlib.Z_SYNC_FLUSH) for part in parts]
+
+
 def test_an_encoded_stream_is_handed_on_as_it_is():
-    """Its bytes cannot be put together; and a rest that comes encoded is no rest."""
+    """Its bytes cannot be put together; and a rest that comes encoded is no rest, whether we could read it or not."""
     it = bench()
     call = run(it, [reply(content_encoding="br"), b"x", b"y", b""])
     assert (1, b"xy", None) == (call.sent(), b"".join(call.chunks), call.outcome)
-    call = run(it, [reply(), chunk("Hel"), b"", reply(content_encoding="br"), b"x"])
-    assert (2, FailureKind.CUT, "Hel") == (call.sent(), call.outcome.kind, text_of(call.chunks))
+    first = packed(chunk("Hel"), chunk("lo"))
+    call = run(it, [reply(content_encoding="gzip"), *first, b""])
+    assert (1, b"".join(first)) == (call.sent(), b"".join(call.chunks))
+    assert (FailureKind.CUT, "Hello") == (call.outcome.kind, call.outcome.resume["content"])
+    for encoding, rest in (("br", [b"x"]), ("gzip", packed(chunk("lo")))):
+        call = run(it, [reply(), chunk("Hel"), b"", reply(content_encoding=encoding), *rest])
+        assert (2, FailureKind.CUT, "Hel") == (call.sent(), call.outcome.kind, text_of(call.chunks))
 
 
-def test_line_ends_of_every_kind():
-    """Events end in a blank line, however it is written."""
-    for end in (b"\r\n", b"\r"):
-        it = bench()
-        first = [part.replace(b"\n", end) for part in (chunk("Hel"), chunk("lo"), KEEP_ALIVE)]
-        call = run(it, [reply(), first[0], first[1][:30], first[1][30:], first[2], b"", reply(), *answer(["!"]), b""])
-        body = b"".join(call.chunks)
-        assert body.startswith(b"".join(first))
+def test_no_encoding_is_asked_for_where_it_may_be_gone_on_with():
+    """By the first request already."""
+    call = run(bench(), [reply(), *answer(), b""])
+    assert [True] == [request.plain for request in call.requests()]
+    call = run(bench(stream={"continuations": 0}), [reply(), *answer(), b""])
+    assert [False] == [request.plain for request in call.requests()]
+
+
+@pytest.mark.parametrize("end", [b"\n\r\n", b"\r\n\n", b"\n\r", b"\r\r\n"])
+def test_a_good_stream_passes_whatever_its_line_ends(end):
+    """Mixed ones too, byte for byte."""
+    whole = [part.removesuffix(b"\n\n") + end for part in answer()]
+    call = run(bench(), [reply(), *whole, b""])
+    assert (1, None, b"".join(whole)) == (call.sent(), call.outcome, b"".join(call.chunks))
+
+
+def test_a_tail_after_the_end_is_handed_over():
+    """What was held back of a stream that ended well."""
+    it = bench(stream={"require_done": False})
+    parts = [chunk("Hel"), chunk(finish="stop"), b"data: [DONE]\n"]
+    call = run(it, [reply(), *parts, b""])
+    assert (None, b"".join(parts)) == (call.outcome, b"".join(call.chunks))
+
+
+def test_one_large_event_costs_no_more_than_its_bytes():
+    """Each byte is looked at once: a quarter of a megabyte in small pieces, and the events of a large block."""
+    event = chunk("x" * 250_000)
+    pieces = [event[start : start + 1000] for start in range(0, len(event), 1000)]
+    splitter = EventSplitter()
+    assert [b""] * (len(pieces) - 1) == [splitter.take(piece) for piece in pieces[:-1]]
+    assert event == splitter.take(pieces[-1])
+    assert [event] * 4 == split(event * 4)
+
+
+@given(
+    st.lists(st.sampled_from([b"data: a", b": c", b"event: x", b"\n", b"\r\n", b"\r", b"\n\n"]), max_size=30), st.data()
+)
+def test_events_end_where_the_parser_says_so(parts, draw):
+    """However the lines end and wherever the chunks are cut: what was taken holds the events that were dispatched."""
+    stream = b"".join(parts)
+    splitter, parser = EventSplitter(), EventStreamParser()
+    taken, told, start = b"", [], 0
+    while start < len(stream):
+        size = draw.draw(st.integers(1, 20))
+        piece = stream[start : start + size]
+        taken += splitter.take(piece)
+        told += parser.feed(piece)
+        start += size
+        assert stream.startswith(taken)
+        assert told == [event for block in split(taken) for event in EventStreamParser().feed(block)]
+    assert stream == taken + splitter.rest()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "Content Exists Risk", "type": "invalid_request_error"},
+        {"message": "balance", "code": 402},
+        {"message": "key", "type": "authentication_error"},
+    ],
+)
+def test_an_error_that_lasts_is_handed_on(error):
+    """Another attempt would not mend it."""
+    call = run(bench(), [reply(), chunk("Hel"), data({"error": error}), b""])
+    assert (1, None) == (call.sent(), call.outcome)
+    assert data({"error": error}) in b"".join(call.chunks)
+
+
+def test_what_the_last_part_says_is_handed_on():
+    """When none may follow, its error event is the caller's."""
+    it = bench(stream={"continuations": 1})
+    call = run(it, [reply(), chunk("Hel"), b"", reply(), chunk("lo"), BAD_ENDS["error"][0], b""])
+    assert (2, None, "Hello") == (call.sent(), call.outcome, text_of(call.chunks))
+    assert BAD_ENDS["error"][0] in b"".join(call.chunks)
+
+
+def test_content_in_the_bad_event_itself_is_kept():
+    """Its end is taken off."""
+    bad = chunk("lo", "insufficient_system_resource")
+    for answers in ([chunk("Hel"), bad], [chunk("Hel") + bad]):
+        call = run(bench(), [reply(), *answers, reply(), *answer(["!"], "second"), b""])
+        assert (None, "Hello!") == (call.outcome, text_of(call.chunks))
         assert "Hello" == json.loads(call.requests()[1].body)["messages"][-1]["content"]
+
+
+def test_after_done_nothing_is_gone_on_with():
+    """The caller has stopped reading."""
+    call = run(bench(), [reply(), chunk("Hel"), DONE, b""])
+    assert (1, FailureKind.CUT, None) == (call.sent(), call.outcome.kind, call.outcome.resume)
+
+
+def test_a_character_in_two_halves_is_whole_in_the_request():
+    """However little is kept unparsed."""
+    halves = [rb'data: {"choices":[{"index":0,"delta":{"content":"\ud83d"},"finish_reason":null}]}',
+              rb'data: {"choices":[{"index":0,"delta":{"content":"\ude00b"},"finish_reason":null}]}']  # fmt: skip
+    for limit in (0, 1 << 20):
+        it = bench(stream={"partial_limit": limit})
+        parts = [chunk("a"), *(half + b"\n\n" for half in halves)]
+        call = run(it, [reply(), *parts, b"", reply(), *answer(["!"], "second"), b""])
+        assert "a😀b" == json.loads(call.requests()[1].body)["messages"][-1]["content"]
+
+
+def test_a_request_that_json_cannot_say_again_is_not_gone_on_with():
+    """Python reads 1e400, and has no way to write it."""
+    body = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"x"}],"temperature":1e400}'
+    call = bench(guard=None).call([reply(), chunk("Hel"), b""], request=ask(body=body))
+    assert (1, FailureKind.CUT) == (call.sent(), call.outcome.kind)
+
+
+def test_the_notice_waits_for_an_event_that_can_bear_it():
+    """What is no JSON object is handed over as it is."""
+    call = run(
+        bench(),
+        [reply(), chunk("Hel"), b"", reply(), chunk("l"), b"data: x\n\n", chunk("o"), chunk(finish="stop"), DONE, b""],
+    )
+    body = b"".join(call.chunks)
+    assert (1, True) == (body.count(b"resilient"), b"data: x\n\n" in body)
+    call = run(
+        bench(), [reply(), chunk("Hel"), b"", reply(), b"data: x\n\n" + chunk("lo"), chunk(finish="stop"), DONE, b""]
+    )
+    assert 1 == b"".join(call.chunks).count(b"resilient")
+
+
+def test_the_ledger_has_one_answer_of_two_parts():
+    """Nothing of it is wasted; its tokens are those of both; the short rest is no usual answer."""
+    it = bench()
+    usage = data({"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 1}})
+    rest = [chunk("lo"), chunk(finish="stop"), usage, DONE, b""]
+    call = run(it, [reply(), chunk("H"), chunk("el"), b"", reply(), *rest])
+    assert call.outcome is None
+    (record,) = it.engine.ledger.calls()
+    assert ([True, False], 3) == ([charge.carried for charge in record.attempts], record.usage.output)
+    assert (0.0, record.cost) == (it.engine.ledger.totals().wasted_on_failures, it.engine.ledger.totals().spent)
+    assert "gone on with" in str(record)
+    run(it, [reply(), chunk("H"), b"", reply(400), b"", b""])
+    assert 0.0 < it.engine.ledger.totals().wasted_on_failures
 
 
 def test_a_circuit_that_opened_meanwhile_lets_nothing_go_on():

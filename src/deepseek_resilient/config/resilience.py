@@ -144,7 +144,8 @@ class StreamPolicy:
         partial_limit: bytes of a stream kept unparsed for the partial text of a cut, >= 0; beyond it they are parsed as
             they come.
         continuations: how often a chat stream that broke off after content is gone on with, by DeepSeek's prefix
-            completion, >= 0. All upstreams must know it (a server that does not have the address answers 404).
+            completion, >= 0. Each is an attempt to `RetryPolicy.stop`. All upstreams must know prefix completion (a
+            server that does not have the address answers 404).
         continue_within: seconds from the cut until the next content, > 0.
     """
 

@@ -23,11 +23,12 @@ class Charge:
         billed: "no", "maybe" or "yes".
         usage: tokens; None where none are billed. `estimated`: whether that is an estimate.
         cost: US dollars, expected ones while it is in flight; None where the model has no price.
-        lost: whether another attempt answered first.
+        lost: whether another attempt answered first. `carried`: whether its part of a stream was gone on with.
     """
 
     __slots__ = (
-        "attempt", "billed", "cost", "estimated", "fair", "hedge", "lost", "model", "reason", "spent", "started",
+        "attempt", "billed", "carried", "cost", "estimated", "fair", "hedge", "lost", "model", "reason", "spent",
+        "started",
         "target", "upstream", "usage", "verdict", "waited",
     )  # fmt: skip
 
@@ -46,7 +47,7 @@ class Charge:
         self.cost: float | None = None
         self.fair = 0.0
         self.estimated = True
-        self.lost = False
+        self.lost = self.carried = False
 
     @property
     def good(self) -> bool:
@@ -57,7 +58,7 @@ class Charge:
         tokens = "" if self.usage is None else f"{self.usage.prompt} + {self.usage.output} tokens, "
         about = "about " if self.estimated and self.billed != "no" else ""
         verdict = self.verdict if self.reason in ("", "ok", self.verdict) else f"{self.verdict} ({self.reason})"
-        word = ", hedge" * self.hedge + ", lost" * self.lost
+        word = ", hedge" * self.hedge + ", lost" * self.lost + ", gone on with" * self.carried
         return (
             f"{self.attempt}. {self.target}: {verdict or 'in flight'} after {self.spent:.2f} s{word}; {tokens}{about}"
             f"{dollars(self.cost)}, billed: {self.billed}"
@@ -95,11 +96,16 @@ class CallRecord:
 
     @property
     def usage(self) -> Usage | None:
-        """The tokens of the attempt that gave the answer, if it stated them."""
-        for charge in reversed(tuple(self.attempts)):
-            if charge.good:
-                return None if charge.estimated else charge.usage
-        return None
+        """The tokens of the attempt that gave the answer, if it stated them; of one that was gone on with, of all its
+        parts, as far as they are known."""
+        attempts = tuple(self.attempts)
+        last = next((charge for charge in reversed(attempts) if charge.good), None)
+        if last is None or last.usage is None:
+            return None
+        parts = [charge.usage for charge in attempts if charge.carried and charge.usage is not None]
+        if parts:
+            return parts[0]._replace(output=sum(part.output for part in (*parts, last.usage)))
+        return None if last.estimated else last.usage
 
     def __str__(self) -> str:
         reused = f", {self.source}, saved {dollars(self.saved)}" if self.source else ""

@@ -121,7 +121,7 @@ class Discard(Effect[None]):
 
 
 class Respond(Effect[None]):
-    """Hand the head of a streamed response to the caller: the commit point, after which nothing is retried."""
+    """Hand the head of a streamed response to the caller: the commit point, after which nothing is taken back."""
 
     __slots__ = ("response",)
 

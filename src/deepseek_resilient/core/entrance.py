@@ -149,7 +149,7 @@ async def _enter_at(runtime: Runtime, call: Call, upstream: Upstream | None, *, 
             return shed
         level, load = target.admission.meter.look(runtime.clock())
         taken = steps(runtime.policy.ladder, level, call.priority)
-        if _REFUSE in taken or (call.has_stale and _STALE in taken):
+        if _REFUSE in taken or (call.has_stale and not call.continued and _STALE in taken):
             return _shed_error(call, target, load, target.admission.dwell)
         fields = _simplify(runtime, call, level) if taken and not call.continued else None
     entered: RejectedError | tuple[Permit, Reservation | None] | None = None

@@ -152,11 +152,12 @@ async def hedged(runtime: Runtime, call: Call, hedges: Hedges, delay: float, lea
     flights = hedges.flights
     first = Flight(b"", call.twin())
     flying, boarded = [first], [first]
+    before = 0
     try:
         await take_off(flights, first, _fly(runtime, flights, first, lead))
         if await _is_late(runtime, flights, first, delay) and _may_hedge(runtime, hedges, call, first):
             second = Flight(b"", first.call.twin())
-            second.call.max_retries = first.call.attempts
+            before = second.call.attempts
             second.call.second = True
             second.call.request = call.request.apart()  # the native one is still with the driver of the first
             flying.append(second)
@@ -168,7 +169,7 @@ async def hedged(runtime: Runtime, call: Call, hedges: Hedges, delay: float, lea
             late = first.call.attempt
             if late is not None:
                 hedges.learn(first.call, runtime.clock() - late.started)
-        _adopt(call, flying, winner)
+        _adopt(call, flying, winner, before)
         if runtime.ledger is not None and call.record is not None and len(flying) > 1:
             runtime.ledger.lose(call.record, hedge=winner is first)
         boarded = [winner]
@@ -177,10 +178,8 @@ async def hedged(runtime: Runtime, call: Call, hedges: Hedges, delay: float, lea
                 flights.leave(flight)
         head = winner.response
         if head is not None:
-            winner.call.max_retries, sent = call.max_retries, winner.call.attempts
             outcome = await ride(flights, winner, _marked(call, head, flying, winner))
-            call.verdicts, call.seam = winner.call.verdicts, winner.call.seam
-            call.attempts += winner.call.attempts - sent
+            _adopt(call, flying, winner, before)
             return outcome
         if winner.error is not None:
             raise winner.error
@@ -254,13 +253,12 @@ def _is_good(flight: Flight, *, may_refuse: bool) -> bool:
     return may_refuse or (isinstance(outcome, Response) and outcome.status < 400)
 
 
-def _adopt(call: Call, flying: list[Flight], winner: Flight) -> None:
-    """What came of it is what the call tells of itself."""
+def _adopt(call: Call, flying: list[Flight], winner: Flight, before: int) -> None:
+    """What came of it is what the call tells of itself; there were so many attempts before the second one."""
     own = winner.call
     call.target, call.simplified, call.waited, call.verdicts = own.target, own.simplified, own.waited, own.verdicts
-    call.attempts = flying[0].call.attempts
-    for second in flying[1:]:
-        call.attempts += second.call.attempts - (second.call.max_retries or 0)
+    call.seam = own.seam
+    call.attempts = flying[0].call.attempts + sum(second.call.attempts - before for second in flying[1:])
 
 
 def _marked(call: Call, response: Response, flying: list[Flight], winner: Flight) -> Response:

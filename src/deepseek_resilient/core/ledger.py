@@ -161,7 +161,7 @@ class Ledger:
                     usage, charge.estimated = usage._replace(output=pieces), True
                 charge.usage = usage
                 self._price(charge, call.record, usage)
-                if charge.billed == "yes" and not charge.estimated:
+                if charge.billed == "yes" and not charge.estimated and not call.continued:
                     self._learn(charge.model, usage.output)
             self._count(charge)
             if call.record is not None:
@@ -175,6 +175,12 @@ class Ledger:
                     charge.lost = True
                     if charge.verdict == VerdictKind.OK:
                         self._hedged += charge.cost or 0.0
+
+    def carry_on(self, charge: Charge) -> None:
+        """What that attempt gave of the answer is gone on with: it is not wasted."""
+        with self._lock:
+            charge.carried = True
+            self._failed -= charge.cost or 0.0
 
     def save(self, call: Call, how: str, usage: Usage | None) -> None:
         """An answer of that usage was reused for `call`: kept ("hit"), or shared ("joined")."""

@@ -21,11 +21,14 @@ class Request:
     """One HTTP request. `native` is the HTTP library's own object; the core never looks inside it.
 
     `replayable` is False when the body can be read only once: such a request is sent at most once. `adapt` makes a
-    request like it with another body, for another upstream (None: the same address). `encoded` bodies cannot be read.
-    `variant` is what else the answer depends on: the query, some headers.
+    request like it with another body, at another path, for another upstream (None: the same address). `encoded` bodies
+    cannot be read. `variant` is what else the answer depends on: the query, some headers. `plain` ones want an answer
+    without a content encoding.
     """
 
-    __slots__ = ("account", "adapt", "body", "encoded", "method", "native", "origin", "path", "replayable", "variant")
+    __slots__ = (
+        "account", "adapt", "body", "encoded", "method", "native", "origin", "path", "plain", "replayable", "variant",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class Request:
         self.adapt = adapt
         self.encoded = encoded
         self.variant = variant
+        self.plain = False
         self.method = method
         self.origin = origin
         self.path = path
@@ -67,7 +71,9 @@ class Request:
             if isinstance(model, str) and upstream.model(model) != model:
                 fields = {**known, "model": upstream.model(model)}
         body = None if fields is None else wire.encode(dict(fields))
-        return self.adapt(self, self.body if body is None else body, upstream, path or self.path)
+        adapted = self.adapt(self, self.body if body is None else body, upstream, path or self.path)
+        adapted.plain = self.plain
+        return adapted
 
 
 Adapt = Callable[[Request, bytes, "Upstream | None", str], Request]

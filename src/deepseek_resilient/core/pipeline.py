@@ -113,7 +113,7 @@ async def _lead(runtime: Runtime, call: Call) -> Outcome:
 async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
     outcome: Outcome = None
     paid = False
-    seam = call.seam = make_seam(runtime, call)
+    call.seam = make_seam(runtime, call)
     try:
         while True:
             entry = await enter(runtime, call)
@@ -130,8 +130,8 @@ async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
             verdict = attempt.verdict
             if verdict is None or verdict.kind is judge.VerdictKind.OK or outcome is None:
                 return _finish(call, outcome)
-            if seam is not None and attempt.watch is not None and attempt.first_content is not None:
-                verdict = seam.go_on(runtime, call, attempt.watch, cast("Failure", outcome), verdict)
+            if call.seam is not None and attempt.first_content is not None:
+                verdict = call.seam.go_on(runtime, call, attempt, cast("Failure", outcome), verdict)
             delay = next_delay(runtime, call, verdict)
             now = runtime.clock()
             if isinstance(delay, str):

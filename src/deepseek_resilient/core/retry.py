@@ -2,12 +2,12 @@
 
 In this order, and the first that says no ends the call with the last real outcome:
 
-1. the verdict: futile (the caller's fault, an exhausted balance) or unsafe (content was handed over, the body cannot be
-   sent twice) is not repeated; `x-should-retry` has overruled the status already;
+1. the verdict: futile (the caller's fault, an exhausted balance, content that was handed over and cannot be gone on
+   with) or unsafe (the body cannot be sent twice) is not repeated; `x-should-retry` has overruled the status already;
 2. the wait: a Retry-After plus the gate's spread, otherwise what the policy's tenacity `wait` says; none where another
    upstream was not tried yet: the wait is then owed (`call.owed`), and paid before one is asked a second time;
 3. a Retry-After longer than `max_retry_after`;
-4. the policy's tenacity `stop` (and the call's own `max_retries`);
+4. a hedge, which is one attempt; the policy's tenacity `stop` (and the call's own `max_retries`);
 5. the deadline: no wait is begun that it would not outlive;
 6. the money budget, where the attempts so far may have been billed;
 7. the retry budget, asked last because asking spends.
@@ -54,6 +54,8 @@ def next_delay(runtime: Runtime, call: Call, verdict: Verdict) -> float | str:
         spread = max(policy.gate.min_spread, policy.gate.spread * verdict.retry_after)
         delay = verdict.retry_after + runtime.random.uniform(0, spread)
     state.upcoming_sleep = delay
+    if call.second and not call.continued:
+        return "stop"
     if call.max_retries is not None:
         if call.attempts > call.max_retries:
             return "stop"

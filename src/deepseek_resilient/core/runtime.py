@@ -102,7 +102,7 @@ class Call:
 
     @property
     def continued(self) -> bool:
-        """Whether its stream broke off and was, or is to be, gone on with."""
+        """Whether its stream broke off, whatever came of it then."""
         return self.seam is not None and self.seam.cut is not None
 
     def outlives(self, instant: float) -> bool:

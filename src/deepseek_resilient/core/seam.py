@@ -8,20 +8,23 @@ stream goes on with it. Whole events only are handed over, so nothing is lost or
 second part bear the id of the first, and the first of them says under the name `resilient` what happened.
 
 Never gone on with: an answer that had begun to call a tool, or that is JSON or one of several; one that had shown its
-`finish_reason`; a call that was made simpler, for the load that does that. Each part is a retry to the budgets, and has
-its first content within `continue_within` seconds of the cut, or the caller gets the error that the cut is.
+`finish_reason`; an error that another attempt would not mend; a call that was made simpler, for the load that does
+that, or that wants no retries. Each part is a retry to `retry.stop` and the budgets, and has its first content within
+`continue_within` seconds of the cut, or the caller gets the error that the cut is.
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from deepseek_resilient import prefix, wire
-from deepseek_resilient.core.sse import EventStreamParser
+from deepseek_resilient.core.sse import EventSplitter, EventStreamParser, split
+from deepseek_resilient.events import StreamContinued
 from deepseek_resilient.wire import Dialect, Sign
 
 if TYPE_CHECKING:
+    from deepseek_resilient.core.attempt import Attempt
+    from deepseek_resilient.core.bill import Charge
     from deepseek_resilient.core.messages import Failure
     from deepseek_resilient.core.runtime import Call, Runtime
     from deepseek_resilient.core.stream import StreamWatch
@@ -29,68 +32,73 @@ if TYPE_CHECKING:
 
 BAD = Sign.ERROR | Sign.OVERLOAD
 """What ends a stream badly, in so many words."""
-_EVENT = re.compile(rb".*?(?:\n\n|\r\n\r\n|\r\r)", re.DOTALL)
 
 
 class Seam:
     """The stream of one call over its parts.
 
     `left` counts the parts that may still come; `text` and `thought` are what the caller has of the answer; `cut` is
-    how the part before ended; `fields` are those of the caller's request.
+    how the part before ended, `charge` what it cost; `fields` are those of the caller's request.
     """
 
-    __slots__ = ("_held", "_identity", "_said", "cut", "fields", "left", "text", "thought", "tokens")
+    __slots__ = ("_identity", "_said", "_splitter", "charge", "cut", "fields", "left", "text", "thought", "tokens")
 
     def __init__(self, fields: dict[str, Any], continuations: int) -> None:
         self.fields = fields
         self.left = continuations
         self.cut: Failure | None = None
+        self.charge: Charge | None = None
         self.text = self.thought = ""
         self.tokens = 0
-        self._held = b""
+        self._splitter = EventSplitter()
         self._identity: dict[str, Any] | None = None
         self._said: dict[str, Any] = {}
 
     def take(self, chunk: bytes, *, bad: bool = False) -> bytes:
         """What of `chunk` the caller gets now: whole events, those of a later part as this answer's; with `bad` those
-        before the one that says how it ends."""
-        held, self._held = self._held + chunk, b""
-        plain = self.cut is None and self._identity is not None and not bad
-        if plain and held.endswith(b"\n\n"):
-            return held
-        events = _EVENT.findall(held)
-        self._held = held[sum(map(len, events)) :]
-        return b"".join(events) if plain else self._given(events, bad=bad)
-
-    def _given(self, events: list[bytes], *, bad: bool) -> bytes:
+        before the one that says how it ends, and what that has of the answer."""
+        whole = self._splitter.take(chunk)
+        if self.cut is None and self._identity is not None and not bad:
+            return whole
         given: list[bytes] = []
-        for event in events:
+        for event in split(whole):
             for name, data in EventStreamParser().feed(event):
-                if bad and wire.signs(Dialect.CHAT, name, data) & BAD:
-                    return b"".join(given)
                 if self._identity is None:
                     self._identity = prefix.identity_of(data)
+                signs = wire.signs(Dialect.CHAT, name, data) if bad else Sign.NOTHING
+                if signs & BAD:
+                    if signs & Sign.CONTENT:
+                        given.append(self._adopted(prefix.unended(data)))
+                    return b"".join(given)
                 if self.cut is not None:
                     given.append(self._adopted(data))
             if self.cut is None:
                 given.append(event)
         return b"".join(given)
 
+    def rest(self) -> bytes:
+        """What was held back of a stream that has ended well."""
+        return self._splitter.rest()
+
     def _adopted(self, data: bytes) -> bytes:
         adopted = prefix.adopted(data, self._identity or {}, self._said)
         if adopted is None:
             return b""
-        self._said = {}
+        if adopted is not data:
+            self._said = {}
         return b"data: " + adopted + b"\n\n"
 
-    def go_on(self, runtime: Runtime, call: Call, watch: StreamWatch, cut: Failure, verdict: Verdict) -> Verdict:
+    def go_on(self, runtime: Runtime, call: Call, attempt: Attempt, cut: Failure, verdict: Verdict) -> Verdict:
         """The part ended so. Makes of `call` the one that goes on, if there can be one; then it is retryable."""
         message = cut.resume if self.may_go_on(call) else None
-        self.cut, self._held = cut, b""
-        self.text, self.thought = watch.partial(), watch.thought()
-        self.tokens += watch.pieces
+        self.cut, self.charge = cut, attempt.entry.charge
+        self._splitter.rest()
+        watch = attempt.watch
+        if watch is not None:
+            self.text, self.thought = watch.partial(), watch.thought()
+            self.tokens += watch.pieces
         fields = None if message is None else prefix.continued(self.fields, message, self.tokens)
-        if fields is None:
+        if fields is None or wire.encode(fields) is None:
             return verdict
         self.left -= 1
         self._said = {"continued": verdict.reason, "characters": len(self.text)}
@@ -98,6 +106,12 @@ class Seam:
         call.fields, call.tokens, call.size = None, None, len(call.request.body) // 4
         call.deadline = runtime.clock() + runtime.policy.stream.continue_within
         return verdict._replace(retryable=True)
+
+    def join(self, runtime: Runtime, call: Call) -> None:
+        """The part that goes on has content."""
+        runtime.listeners.emit(StreamContinued(runtime.clock(), call.number, call.attempts, call.target))
+        if runtime.ledger is not None and self.charge is not None:
+            runtime.ledger.carry_on(self.charge)
 
     def may_go_on(self, call: Call) -> bool:
         """Whether the policy has another part for it."""
@@ -110,9 +124,12 @@ def make_seam(runtime: Runtime, call: Call) -> Seam | None:
     if not continuations or not call.info.stream or call.info.dialect is not Dialect.CHAT:
         return None
     request, fields = call.request, call.read()
+    if call.max_retries == 0:
+        return None
     if request.adapt is None or not request.replayable or request.encoded or not prefix.can_continue(fields):
         return None
     call.request = request.apart()  # the native one is the caller's again when the stream has begun
+    call.request.plain = True
     return Seam(fields, continuations)
 
 

@@ -7,12 +7,17 @@ decoded before an event is complete, so a split inside a UTF-8 character does no
 
 from __future__ import annotations
 
+import itertools
+import re
 from typing import NamedTuple
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 """A longer line is no event stream of a language model; it would only fill memory."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
+"""The end of a line and a blank line: the end of an event."""
+_LONGEST_END = 4
 
 
 class ServerSentEvent(NamedTuple):
@@ -104,3 +109,46 @@ class EventStreamParser:
             self._grow(len(value))
         elif name == b"event":
             self._name = value
+
+
+class EventSplitter:
+    """Cuts a stream where events end, and leaves its bytes as they are. Not thread-safe: one per stream.
+
+    Looks at each byte once; holds at most one unfinished event.
+    """
+
+    __slots__ = ("_held", "_tail")
+
+    def __init__(self) -> None:
+        self._held: list[bytes] = []
+        self._tail = b""
+
+    def take(self, chunk: bytes) -> bytes:
+        """The whole events up to the last end in `chunk`; what follows it is held back."""
+        if not self._held and chunk.endswith(b"\n\n"):
+            return chunk
+        seen = len(self._tail)
+        window = self._tail + chunk
+        end = 0
+        for found in _END.finditer(window):
+            end = found.end()
+        if not end:
+            self._held.append(chunk)
+            self._tail = window[1 - _LONGEST_END :]
+            return b""
+        self._held.append(chunk[: end - seen])
+        whole, rest = b"".join(self._held), chunk[end - seen :]
+        self._held = [rest] if rest else []
+        self._tail = rest[1 - _LONGEST_END :]
+        return whole
+
+    def rest(self) -> bytes:
+        """What is held back; it is given up by this."""
+        held, self._held, self._tail = self._held, [], b""
+        return b"".join(held)
+
+
+def split(block: bytes) -> list[bytes]:
+    """The events of a block of whole ones, each with the blank line that ends it."""
+    ends = [0, *(found.end() for found in _END.finditer(block))]
+    return [block[start:end] for start, end in itertools.pairwise(ends)]

@@ -25,7 +25,7 @@ from deepseek_resilient.core.refusal import response_of
 from deepseek_resilient.core.seam import BAD, Seam, resume_of
 from deepseek_resilient.core.sse import MAX_EVENT_BYTES, EventStreamParser, EventTooLongError
 from deepseek_resilient.errors import OverloadedError
-from deepseek_resilient.events import StreamCommitted, StreamContinued
+from deepseek_resilient.events import StreamCommitted
 from deepseek_resilient.usage import Usage, usage_of
 from deepseek_resilient.wire import Sign
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from deepseek_resilient.config import StreamPolicy
     from deepseek_resilient.core.attempt import Attempt
-    from deepseek_resilient.core.runtime import Call
     from deepseek_resilient.wire import Dialect
 
 _COMMITS = Sign.CONTENT | Sign.FINISH | Sign.DONE
@@ -146,17 +145,20 @@ class StreamWatch:
 
     def partial(self) -> str:
         """The answer's text so far."""
-        return self._text + wire.text_of_events(self._dialect, self._events)
+        self._fold()
+        return wire.mended(self._text)
 
     def thought(self) -> str:
         """The reasoning so far, of a chat."""
-        return self._thought + prefix.thought_of(self._events)
+        self._fold()
+        return wire.mended(self._thought)
 
     @property
     def resumable(self) -> bool:
         """Whether a chat may be gone on with: no call of a tool has begun, no good end been seen."""
-        ended = self.seen & Sign.FINISH and not self.seen & Sign.OVERLOAD
-        return not (ended or self._tools or prefix.calls_tools(self._events))
+        self._fold()
+        ended = self.seen & (Sign.FINISH | Sign.DONE) and not self.seen & Sign.OVERLOAD
+        return not (ended or self._tools)
 
     def _note_usage(self, data: bytes) -> None:
         said = usage_of(data)
@@ -168,10 +170,15 @@ class StreamWatch:
         self._events.append(data)
         self._held += len(data)
         if self._held > self._limit:
-            self._text, self._thought = self.partial(), self.thought()
-            self._tools = self._tools or prefix.calls_tools(self._events)
-            self._events.clear()
-            self._held = 0
+            self._fold()
+
+    def _fold(self) -> None:
+        """Parse the events that were kept, once."""
+        events, self._events, self._held = self._events, [], 0
+        self._text += wire.text_of_events(self._dialect, events)
+        if self._dialect is wire.Dialect.CHAT:
+            self._thought += prefix.thought_of(events)
+            self._tools = self._tools or prefix.calls_tools(events)
 
 
 async def relay(
@@ -185,41 +192,46 @@ async def relay(
     runtime, call = attempt.runtime, attempt.call
     silence = runtime.policy.stream.silence
     decoder = Decoder(reply.header(b"content-encoding"))
-    seam = call.seam if decoder.transparent else None
+    if call.seam is not None and not call.continued and not decoder.transparent:
+        call.seam = None  # nothing can be put into the midst of encoded bytes
+    seam = call.seam
     watch = attempt.watch = StreamWatch(call.info.dialect, decoder, runtime.policy.stream, seam)
     chunk = await _until_content(attempt, reply, watch, until)
     if not isinstance(chunk, bytes):
         return chunk
-    if seam is None and call.continued:
+    if call.continued and not decoder.transparent:
         await Discard(reply)
         attempt.settle(judge.Verdict(judge.VerdictKind.FAULT, "encoded", False, reply.status))
         return _no_answer("the rest of the stream came in an encoding that was not asked for")
     attempt.commit()
     attempt.note_model(watch.model)
-    bad = _is_bad(call, seam, watch)
-    if watch.ended and not bad:
+    bad = _bad_end(attempt, reply, watch)
+    if watch.ended and bad is None:
         _settle_at_end(attempt, watch)
-    now = runtime.clock()
-    if call.continued:
-        runtime.listeners.emit(StreamContinued(now, call.number, call.attempts, call.target))
+    if seam is not None and call.continued:
+        seam.join(runtime, call)
     else:
         if call.told:
+            now = runtime.clock()
             runtime.listeners.emit(StreamCommitted(now, call.number, call.attempts, now - attempt.started))
         await Respond(dress(Response(reply.status, reply.headers, None, reply.extensions)))
-    emit = Emit(chunk if seam is None else seam.take(chunk, bad=bad), reply, patience=silence)
-    while not bad:
+    emit = Emit(chunk if seam is None else seam.take(chunk, bad=bad is not None), reply, patience=silence)
+    while bad is None:
         chunk = await emit
         if chunk.__class__ is not bytes or not chunk:
-            return _end(attempt, watch, chunk)
+            outcome = _end(attempt, watch, chunk)
+            if outcome is None and seam is not None and (rest := seam.rest()):
+                await Emit(rest, None, patience=None)
+            return outcome
         try:
             found = watch.feed(chunk)
         except EventTooLongError as error:
             await Discard(reply)
             return _end(attempt, watch, Failure(FailureKind.BROKEN, str(error)))
         if seam is not None:
-            bad = found & BAD != 0 and _is_bad(call, seam, watch)
-            chunk = seam.take(chunk, bad=bad)
-        if found and attempt.verdict is None and watch.ended and not bad:
+            bad = _bad_end(attempt, reply, watch) if found & BAD else None
+            chunk = seam.take(chunk, bad=bad is not None)
+        if found and attempt.verdict is None and watch.ended and bad is None:
             _settle_at_end(attempt, watch)
         emit.chunk = chunk
         if found & _COMMITS or not watch.readable:
@@ -228,13 +240,21 @@ async def relay(
             emit.patience -= runtime.clock() - emit.asked
     await Discard(reply)
     await Emit(emit.chunk, None, patience=None)
+    return _break_off(attempt, watch, bad, Failure(FailureKind.CUT, f"the server said {bad.reason}"))
+
+
+def _bad_end(attempt: Attempt, reply: Reply, watch: StreamWatch) -> judge.Verdict | None:
+    """What a stream came to that has said that it ends badly; None where it has not, or cannot be gone on with."""
+    call = attempt.call
+    seam = call.seam
+    if seam is None or not watch.seen & BAD or not seam.may_go_on(call):
+        return None
     verdict = _verdict_at_end(watch)
-    return _break_off(attempt, watch, verdict, Failure(FailureKind.CUT, f"the server said {verdict.reason}"))
-
-
-def _is_bad(call: Call, seam: Seam | None, watch: StreamWatch) -> bool:
-    """Whether the stream has said that it ends badly, and can be gone on with."""
-    return watch.seen & BAD != 0 and seam is not None and seam.may_go_on(call) and resume_of(call, watch) is not None
+    if watch.seen & Sign.ERROR:
+        verdict = judge.of_error_event(reply, watch.error, attempt.runtime.wall())
+        if not verdict.retryable:
+            return None
+    return None if resume_of(call, watch) is None else verdict
 
 
 async def _until_content(

@@ -8,7 +8,7 @@
 | overloaded    | 503, 529, blank 200, no system resource | yes | failure          | Retry-After              |
 | fault         | other 5xx, broken connection, garbage | yes   | failure          | Retry-After              |
 | timeout       | a limit of the attempt passed         | yes   | failure          |                          |
-| truncated     | the answer ended before its end       | before content | failure |                          |
+| truncated     | the answer ended before its end       | before content; later `seam.py` | failure |         |
 """
 
 from __future__ import annotations

@@ -70,7 +70,18 @@ def spawn_thread(work: Callable[[], None]) -> None:
 class ThreadCall:
     """One call on a thread: `start`, then `chunks` if the response has no body, then `close`. One thread at a time."""
 
-    __slots__ = ("_cancelled", "_clock", "_coroutine", "_raise_as", "_reply", "_sender", "_sleep", "_spawn", "_wait")
+    __slots__ = (
+        "_cancelled",
+        "_clock",
+        "_closed",
+        "_coroutine",
+        "_raise_as",
+        "_reply",
+        "_sender",
+        "_sleep",
+        "_spawn",
+        "_wait",
+    )
 
     def __init__(
         self,
@@ -91,7 +102,7 @@ class ThreadCall:
         self._sleep = sleep
         self._raise_as = raise_as
         self._reply: Reply | None = None
-        self._cancelled = False
+        self._cancelled = self._closed = False
 
     def start(self) -> Response:
         """Run until the response is there (whole, or its head). Raises what `raise_as` makes of a failure."""
@@ -155,7 +166,8 @@ class ThreadCall:
         self.close()
 
     def close(self) -> None:
-        """End the call now; gives back everything it holds. Safe to repeat."""
+        """End the call now; gives back everything it holds. Safe to repeat, and from another thread."""
+        self._closed = True
         try:  # noqa: SIM105 -- suppress() would cost more than the rest
             self._coroutine.close()
         except ValueError:  # another thread is inside; losing its reply below wakes it
@@ -178,12 +190,15 @@ class ThreadCall:
 
     def _perform(self, effect: object) -> object:
         if isinstance(effect, Send):
+            if self._closed:  # by another thread, while this one was inside: nothing more is sent
+                return _CLOSED
             answer = self._sender.send(effect)
             if isinstance(answer, Reply):
                 self._reply = answer
             return answer
         if isinstance(effect, Sleep):
-            self._sleep(effect.delay)
+            if not self._closed:
+                self._sleep(effect.delay)
             return None
         if isinstance(effect, Wait):
             self._wait(effect.bell, None if effect.until is None else max(effect.until - self._clock(), 0.0))
@@ -224,6 +239,9 @@ class ThreadCall:
             self._sender.close(effect.reply)
             return Failure(FailureKind.TIMEOUT, "a time limit passed")
         return data
+
+
+_CLOSED = Failure(FailureKind.LOCAL, "the call was closed")
 
 
 def cause_of(error: BaseException, failure: Failure) -> BaseException | None:
