@@ -121,7 +121,8 @@ def test_events_are_json_lines_without_the_question(lab: LabProcess, keyed: dict
     status, out, err = inside("ask", "--json-events", "--system", "Be brief.", "Whyever?", env=env)
     assert (0, "Simulated answer to: Whyever?\n") == (status, out)
     events: list[dict[str, Any]] = [json.loads(line) for line in err.splitlines()]
-    assert ["CallStarted", "AttemptStarted", "AttemptEnded", "RetryScheduled"] == [e["event"] for e in events[:4]]
+    told = ["CallStarted", "AttemptStarted", "AttemptEnded", "AttemptCharged", "RetryScheduled"]
+    assert told == [e["event"] for e in events[:5]]
     assert not any(word in err for word in ("Whyever", "brief", "0123456789"))
 
 

@@ -31,7 +31,7 @@ class Books:
     def call(self, model="deepseek-flash", size=1000):
         call = SimpleNamespace(
             number=next(self.numbers), info=SimpleNamespace(model=model), size=size, tokens=None, attempts=0,
-            target="t", second=False, waited=0.0, source="", started=self.clock(), record=None,
+            target="t", second=False, waited=0.0, source="", started=self.clock(), record=None, continued=False,
         )  # fmt: skip
         call.record = self.ledger.begin(call)
         return call

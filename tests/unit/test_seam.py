@@ -406,6 +406,8 @@ def test_the_ledger_has_one_answer_of_two_parts():
     assert "gone on with" in str(record)
     run(it, [reply(), chunk("H"), b"", reply(400), b"", b""])
     assert 0.0 < it.engine.ledger.totals().wasted_on_failures
+    call = run(bench(ledger=None), [reply(), chunk("H"), chunk("el"), b"", reply(), *rest])
+    assert None is call.outcome
 
 
 def test_a_circuit_that_opened_meanwhile_lets_nothing_go_on():

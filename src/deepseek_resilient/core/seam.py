@@ -15,7 +15,7 @@ that, or that wants no retries. Each part is a retry to `retry.stop` and the bud
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from deepseek_resilient import prefix, wire
 from deepseek_resilient.core.sse import EventSplitter, EventStreamParser, split
@@ -93,10 +93,9 @@ class Seam:
         message = cut.resume if self.may_go_on(call) else None
         self.cut, self.charge = cut, attempt.entry.charge
         self._splitter.rest()
-        watch = attempt.watch
-        if watch is not None:
-            self.text, self.thought = watch.partial(), watch.thought()
-            self.tokens += watch.pieces
+        watch = cast("StreamWatch", attempt.watch)  # it has had content
+        self.text, self.thought = watch.partial(), watch.thought()
+        self.tokens += watch.pieces
         fields = None if message is None else prefix.continued(self.fields, message, self.tokens)
         if fields is None or wire.encode(fields) is None:
             return verdict
