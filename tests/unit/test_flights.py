@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from deepseek_resilient import CachePolicy, Policy, Priority
+from deepseek_resilient import CachePolicy, Policy, Priority, StreamPolicy
 from deepseek_resilient.core.effects import Emit, Respond, Spawn, Wait
-from deepseek_resilient.core.flight import Flight, Flights
+from deepseek_resilient.core.flight import Flight, Flights, ride
 from deepseek_resilient.core.messages import Failure, FailureKind
 
-from .driving import ANSWER, Bench, Driven, ask, chunk, reply
+from .driving import ANSWER, DONE, Bench, Driven, ask, chunk, reply
 
 HELLO = [reply(), chunk("hel"), chunk("lo")]
 
@@ -64,6 +64,10 @@ class Passenger:
         """Its driver is stopped."""
         self._spawned.coroutine.close()
         self._spawned.ended()
+
+    def leave(self):
+        """It has what it wanted."""
+        self._coroutine.close()
 
     @property
     def leads(self):
@@ -128,6 +132,40 @@ def test_a_mistake_in_a_stream_reaches_all_who_have_some_of_it(bench):
         with pytest.raises(ValueError, match="a sender's mistake"):
             one.go()
         assert [chunk("hel")] == one.chunks
+
+
+def test_who_rides_is_told_which_bytes_show_the_end():
+    """A hedged call rides with one of its own flights, and may be behind it."""
+    flights = Flights(Lock())
+    flight = Flight(b"", Asking())
+    flight.chunks, flight.whole = [b"a", b"b", b"c"], 2
+    flights.land(flight)
+    riding = ride(flights, flight, reply()).__await__()
+    seen = [(effect.chunk, effect.whole) for effect in riding if isinstance(effect, Emit)]
+    assert [(b"a", False), (b"b", True), (b"c", True)] == seen
+
+
+def test_who_has_seen_the_end_finds_it_kept(bench):
+    """The end of the connection was not seen yet, and who leaves at `[DONE]` cancels the reading of it."""
+    ended = [*HELLO, chunk(None, "stop"), DONE]
+    first = Passenger(bench, stream=True).go()
+    flight = first.flight(ended)
+    flight.run(limit=len(ended) + 1)
+    first.go()
+    assert ended[1:] == first.chunks
+    first.leave()
+    second = Passenger(bench, stream=True).go()
+    assert (False, ended[1:]) == (second.leads, second.chunks)
+    assert (b"x-resilient-cache", b"hit") in second.response.headers
+
+
+def test_what_follows_the_end_is_kept_too():
+    """A server may say more after its `finish_reason`, where that alone is the end."""
+    bench = Bench(Policy(cache=CachePolicy(), stream=StreamPolicy(require_done=False)))
+    ended = [*HELLO, chunk(None, "stop"), DONE]
+    first = Passenger(bench, stream=True).go()
+    first.flight([*ended, b""]).run()
+    assert ended[1:] == first.go().chunks == Passenger(bench, stream=True).go().chunks
 
 
 def test_a_stream_whose_driver_was_stopped_is_cut(bench):

@@ -142,15 +142,17 @@ class Emit(Effect["bytes | Failure"]):
     """Hand bytes of the body to the caller; when the caller asks for more, read on, and answer as `Read` does.
 
     `patience` bounds that reading in seconds (None: for ever); the time that the caller takes does not count. `asked`
-    is the instant at which the caller asked for more. Without a reply there is nothing to read: the answer is None.
+    is the instant at which the caller asked for more. `whole` says that with these bytes the answer has shown its end.
+    Without a reply there is nothing to read: the answer is None.
     """
 
-    __slots__ = ("_read", "asked", "chunk", "patience")
+    __slots__ = ("_read", "asked", "chunk", "patience", "whole")
 
     def __init__(self, chunk: bytes, reply: Reply | None, *, patience: float | None) -> None:
         self.chunk = chunk
         self.patience = patience
         self.asked = 0.0
+        self.whole = False
         self._read = None if reply is None else Read(reply, until=None)
 
     def ask(self, now: float) -> Read | Ready:

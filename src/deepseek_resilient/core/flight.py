@@ -34,12 +34,13 @@ class Flight:
     """One shared call. Read by its passengers, written by the call through `Flights`.
 
     `response` is the head of a stream, from its commit point on; `outcome`, once `landed`, is the call's own. `error`
-    is what it raised, a mistake of somebody's. `reused` is the answer, if it came from the store.
+    is what it raised, a mistake of somebody's. `reused` is the answer, if it came from the store. `whole` is how many
+    chunks of the stream had come when it had shown its end, 0 before.
     """
 
     __slots__ = (
         "call", "cancel", "chunks", "error", "key", "landed", "lost", "outcome", "passengers", "response", "reused",
-        "stale", "waiting",
+        "stale", "waiting", "whole",
     )  # fmt: skip
 
     def __init__(self, key: bytes, call: Call) -> None:
@@ -54,6 +55,7 @@ class Flight:
         self.landed = self.lost = False
         self.cancel: Callable[[], None] | None = None
         self.passengers = 1
+        self.whole = 0
         self.waiting: list[Bell] = []
 
 
@@ -138,17 +140,27 @@ class Flights:
 
 
 class Recorded:
-    """Awaits `coroutine`, a call; what it would hand to its caller goes into `flight` instead."""
+    """Awaits `coroutine`, a call; what it would hand to its caller goes into `flight` instead.
 
-    __slots__ = ("_clock", "_coroutine", "_flight", "_flights")
+    `keep` is awaited with the bytes by which a stream has shown its end, before any passenger gets them: whoever has
+    seen the end leaves, and the call is cancelled behind them.
+    """
+
+    __slots__ = ("_clock", "_coroutine", "_flight", "_flights", "_keep")
 
     def __init__(
-        self, flights: Flights, flight: Flight, coroutine: Coroutine[Effect[Any], Any, Any], clock: Callable[[], float]
+        self,
+        flights: Flights,
+        flight: Flight,
+        coroutine: Coroutine[Effect[Any], Any, Any],
+        clock: Callable[[], float],
+        keep: Callable[[bytes], Coroutine[Effect[Any], Any, object]] | None = None,
     ) -> None:
         self._flights = flights
         self._flight = flight
         self._coroutine = coroutine
         self._clock = clock
+        self._keep = keep
 
     def __await__(self) -> Generator[Effect[Any], Any, Response | Failure | None]:
         coroutine = self._coroutine
@@ -164,10 +176,14 @@ class Recorded:
             if effect.__class__ is Respond:
                 self._flights.begin(self._flight, effect.response)
                 continue
-            if effect.__class__ is Emit:
-                self._flights.feed(self._flight, effect.chunk)
-                effect = effect.ask(self._clock())
             try:
+                if effect.__class__ is Emit:
+                    if effect.whole and not self._flight.whole:
+                        if self._keep is not None:
+                            yield from self._keep(effect.chunk).__await__()
+                        self._flight.whole = len(self._flight.chunks) + 1
+                    self._flights.feed(self._flight, effect.chunk)
+                    effect = effect.ask(self._clock())
                 answer = yield effect
             except BaseException as error:
                 resume, answer = coroutine.throw, error
@@ -192,6 +208,7 @@ async def ride(flights: Flights, flight: Flight, head: Response) -> Response | F
         while seen < len(chunks):
             emit.chunk = chunks[seen]
             seen += 1
+            emit.whole = 0 < flight.whole <= seen
             await emit
         if flight.landed and seen == len(chunks):
             break

@@ -153,26 +153,28 @@ async def _fly_along(
 
 async def _fly(runtime: Runtime, sharing: Sharing, flight: Flight, lead: Lead) -> None:
     """Make the call beside its passengers, and keep what comes of it."""
-    flights, key, call = sharing.flights, flight.key, flight.call
+    flights, call = sharing.flights, flight.call
     if call.caching != "refresh" and (known := await _look_again(runtime, sharing, flight)) is not None:
         flights.land(flight, reused=known)
         return
     sharing.cache.count("miss")
     call.request = call.request.apart()  # the native one is the caller's again
     try:
-        outcome = await Recorded(flights, flight, lead(call), runtime.clock)
+        outcome = await Recorded(flights, flight, lead(call), runtime.clock, partial(_keep, runtime, sharing, flight))
+        if not flight.whole or flight.whole < len(flight.chunks):
+            await _keep(runtime, sharing, flight, b"", outcome)
     except Exception as error:
         flights.land(flight, error=error)
         return
-    known = _keepable(runtime, call, flight, outcome)
-    if known is not None:
-        kept = sharing.cache.add(key, known)
-        flights.land(flight, outcome)
-        if kept and sharing.store is not None:
-            policy = sharing.policy
-            await Do(partial(sharing.store.put, key, known, known.at + policy.lifetime + policy.stale))
-    else:
-        flights.land(flight, outcome)
+    flights.land(flight, outcome)
+
+
+async def _keep(runtime: Runtime, sharing: Sharing, flight: Flight, last: bytes, outcome: Outcome = None) -> None:
+    """Keep what came of the flight, with `last`, if it is an answer to keep; before anybody has it whole."""
+    known = _keepable(runtime, flight, last, outcome)
+    if known is not None and sharing.cache.add(flight.key, known) and sharing.store is not None:
+        policy = sharing.policy
+        await Do(partial(sharing.store.put, flight.key, known, known.at + policy.lifetime + policy.stale))
 
 
 async def _look_again(runtime: Runtime, sharing: Sharing, flight: Flight) -> Answer | None:
@@ -287,8 +289,9 @@ def _headers(call: Call, how: str) -> RawHeaders:
     ]
 
 
-def _keepable(runtime: Runtime, call: Call, flight: Flight, outcome: Outcome) -> Answer | None:
+def _keepable(runtime: Runtime, flight: Flight, last: bytes, outcome: Outcome) -> Answer | None:
     """The answer, if it is a whole and good one, as it was asked for."""
+    call = flight.call
     if call.simplified or call.continued or isinstance(outcome, Failure):
         return None
     if not call.verdicts or call.verdicts[-1] != VerdictKind.OK:
@@ -300,13 +303,19 @@ def _keepable(runtime: Runtime, call: Call, flight: Flight, outcome: Outcome) ->
     encoding = next((value for name, value in head.headers if name.lower() == b"content-encoding"), b"")
     if encoding.strip().lower() not in _ENCODINGS:
         return None
-    chunks = tuple(flight.chunks) if stream else (outcome.body or b"",) if outcome is not None else ()
+    chunks = (
+        (*flight.chunks, *((last,) if last else ()))
+        if stream
+        else (outcome.body or b"",)
+        if outcome is not None
+        else ()
+    )
     headers = tuple(
         (name, value)
         for name, value in head.headers
         if (low := name.lower()) not in _NOT_KEPT and not low.startswith(b"x-resilient-")
     )
-    return Answer(head.status, headers, chunks, stream, runtime.wall(), _usage_of(flight.call))
+    return Answer(head.status, headers, chunks, stream, runtime.wall(), _usage_of(call))
 
 
 def _ended_by_another(flight: Flight, call: Call, now: float) -> bool:

@@ -216,6 +216,7 @@ async def relay(
             runtime.listeners.emit(StreamCommitted(now, call.number, call.attempts, now - attempt.started))
         await Respond(dress(Response(reply.status, reply.headers, None, reply.extensions)))
     emit = Emit(chunk if seam is None else seam.take(chunk, bad=bad is not None), reply, patience=silence)
+    emit.whole = attempt.verdict is not None
     while bad is None:
         chunk = await emit
         if chunk.__class__ is not bytes or not chunk:
@@ -233,6 +234,7 @@ async def relay(
             chunk = seam.take(chunk, bad=bad is not None)
         if found and attempt.verdict is None and watch.ended and bad is None:
             _settle_at_end(attempt, watch)
+            emit.whole = True
         emit.chunk = chunk
         if found & _COMMITS or not watch.readable:
             emit.patience = silence
