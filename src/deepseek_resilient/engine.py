@@ -34,19 +34,19 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.ledger import Ledger
     from deepseek_resilient.core.messages import Request
     from deepseek_resilient.core.routing import Router
-    from deepseek_resilient.core.sharing import Store
+    from deepseek_resilient.store import SqliteStore
 
 
 def _fresh_random() -> Random:
     return Random()  # noqa: S311 -- jitter, not secrets
 
 
-def _store_of(policy: CachePolicy | None, wall: Callable[[], float]) -> Store | None:
+def _store_of(policy: CachePolicy | None, wall: Callable[[], float], clock: Callable[[], float]) -> SqliteStore | None:
     if policy is None or policy.path is None:
         return None
     from deepseek_resilient.store import SqliteStore
 
-    return SqliteStore(policy.path, max_bytes=policy.path_bytes, wall=wall)
+    return SqliteStore(policy.path, max_bytes=policy.path_bytes, wall=wall, clock=clock)
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -87,7 +87,7 @@ class Engine:
             "count_tokens": estimate if self._policy.rate.tokens_per_minute is None else token_counter(),
             "breaker_listeners": tuple(breaker_listeners),
             "breaker_storage": breaker_storage,
-            "store": _store_of(self._policy.cache, wall),
+            "store": _store_of(self._policy.cache, wall, clock),
         }
         self._runtime = Runtime(self._policy, random=random or _fresh_random(), **self._options)
         _engines.add(self)

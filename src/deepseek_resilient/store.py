@@ -1,9 +1,10 @@
 """Answers that outlive the process: one SQLite file, which several processes may use at once.
 
-Whatever is wrong with the file is a cold cache and one warning, never a failed call. What is no database, or one of
-another format, is moved aside (`.damaged`) and begun anew. Each row is verified when it is read, by a digest over key
-and content, so that what a crash or a disk tore is never given as an answer. Writes are atomic (a write-ahead log; not
-synced: a power cut may cost the last answers, not the file).
+Whatever is wrong with the file is a cold cache and one warning, never a failed call. A file that is not one of ours,
+by its `application_id`, is left as it is. One of ours that is damaged, or of another format, is moved aside
+(`.damaged`) and begun anew. What another process keeps locked is not asked again for half a minute. Each row is
+verified when it is read, by a digest over key and content, so that what a crash or a disk tore is never given as an
+answer. Writes are atomic (a write-ahead log; not synced: a power cut may cost the last answers, not the file).
 
 The file is readable by its owner only. It holds answers in plain text, and of the questions only digests.
 """
@@ -12,11 +13,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import struct
 import threading
 import time
 import warnings
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,13 +27,20 @@ from deepseek_resilient.core.answer import Answer
 from deepseek_resilient.usage import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+_OURS = 0x64735265
+"""The `application_id` of our files."""
+_ITS_PLACE = slice(68, 72)
+"""Where that stands in the file, big-endian."""
 _FORMAT = 2
+_REST = 30.0
+"""Seconds for which a file that cannot be had is not asked again: each time may take as long as `patience`."""
 _SHARE_LEFT = 0.9
 """What is left of `max_bytes` when room is made."""
 
 _PAGES_OF_LOG = 250
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _HEAD = "<H?dII?QQQ"
 
 _inherited: list[sqlite3.Connection] = []
@@ -45,19 +54,32 @@ CREATE INDEX IF NOT EXISTS by_use ON answers (used);
 """
 
 
+class ForeignFileError(OSError):
+    """The file is somebody else's."""
+
+
 class SqliteStore:
     """Keeps answers in the file `path`, up to about `max_bytes` of content. Thread-safe and fork-safe.
 
-    One connection per process, used under a lock: SQLite lets one write at a time anyway. `wall` is Unix seconds. What
-    another process keeps locked for longer than `patience` seconds is given up, this time.
+    One connection per process, used under a lock: SQLite lets one write at a time anyway. `wall` is Unix seconds,
+    `clock` monotonic ones. What another process keeps locked for longer than `patience` seconds is left alone for a
+    while: where only writing is locked, answers are still read.
     """
 
     def __init__(
-        self, path: str, *, max_bytes: int, wall: Callable[[], float] = time.time, patience: float = 1.0
+        self,
+        path: str,
+        *,
+        max_bytes: int,
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+        patience: float = 1.0,
     ) -> None:
-        self._path = path
+        self._path = str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111 -- pathlib's raises
         self._max_bytes = max_bytes
         self._wall = wall
+        self._clock = clock
+        self._rests_until = {"reading": -_REST, "writing": -_REST}
         self._patience = patience
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
@@ -68,7 +90,9 @@ class SqliteStore:
         """The answer of that key, if it is there, whole and not expired."""
         now = self._wall()
         try:
-            with self._own_lock():
+            with self._own_lock(), self._trying("reading") as may_read:
+                if not may_read:
+                    return None
                 connection = self._connect()
                 row = connection.execute(
                     "SELECT expires, used, digest, content FROM answers WHERE key = ?", (key,)
@@ -76,7 +100,7 @@ class SqliteStore:
                 if row is None or row[0] <= now:
                     return None
                 if now - row[1] > 60.0:
-                    connection.execute("UPDATE answers SET used = ? WHERE key = ?", (now, key))
+                    self._touch(connection, key, now)
             expires, _, digest, content = row
             return _unpack(content) if digest == _digest(key, expires, content) else None
         except (sqlite3.Error, OSError, TypeError, ValueError, struct.error) as error:
@@ -87,7 +111,9 @@ class SqliteStore:
         """Keep it until then, Unix seconds; the least recently used ones make room."""
         content = _pack(answer)
         try:
-            with self._own_lock():
+            with self._own_lock(), self._trying("writing") as may_write:
+                if not may_write:
+                    return
                 row = (key, expires_at, self._wall(), len(content), _digest(key, expires_at, content), content)
                 connection = self._connect()
                 connection.execute("BEGIN IMMEDIATE")
@@ -105,6 +131,22 @@ class SqliteStore:
         """Close the file. It is opened again where it is used again."""
         with self._own_lock():
             self._drop()
+
+    @contextmanager
+    def _trying(self, how: str) -> Iterator[bool]:
+        """Whether the file may be asked; where it cannot be had, it rests. Under the lock."""
+        try:
+            yield self._clock() >= self._rests_until[how]
+        except (sqlite3.OperationalError, ForeignFileError) as error:
+            if isinstance(error, ForeignFileError) or error.sqlite_errorcode & 0xFF in _BUSY:
+                self._rests_until[how] = self._clock() + _REST
+            raise
+
+    def _touch(self, connection: sqlite3.Connection, key: bytes, now: float) -> None:
+        """It was used; who cannot write that has read it all the same."""
+        with suppress(sqlite3.OperationalError), self._trying("writing") as may_write:
+            if may_write:
+                connection.execute("UPDATE answers SET used = ? WHERE key = ?", (now, key))
 
     def _own_lock(self) -> threading.Lock:
         """The lock, a new one in a forked child: who held it does not exist there."""
@@ -129,7 +171,15 @@ class SqliteStore:
         return self._connection
 
     def _open(self) -> sqlite3.Connection:
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        with suppress(FileExistsError):
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        about = Path(self._path).stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError("it is no regular file")
+        if about.st_size and _application(self._path) != _OURS:
+            raise ForeignFileError("it is no file of ours and was left as it is; give cache.path a name of its own")
+        if stat.S_IMODE(about.st_mode) != 0o600:
+            Path(self._path).chmod(0o600)
         connection = sqlite3.connect(
             self._path, timeout=self._patience, isolation_level=None, check_same_thread=False, cached_statements=16
         )
@@ -141,6 +191,7 @@ class SqliteStore:
             connection.execute(f"PRAGMA wal_autocheckpoint = {_PAGES_OF_LOG}")
             if version == 0:
                 connection.execute("PRAGMA auto_vacuum = FULL")
+                connection.execute(f"PRAGMA application_id = {_OURS}")  # before the log: it must stand in the file
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_FORMAT}; COMMIT;")
         except BaseException:
@@ -173,12 +224,14 @@ class SqliteStore:
                 self._warn(f"cannot be used ({type(error).__name__}: {error}); calls go on without it")
 
     def _set_aside(self, error: Exception) -> None:
+        names = (f"{self._path}.damaged{number}" for number in ("", *range(2, 1000)))
+        aside = next((name for name in names if not os.path.lexists(name)), f"{self._path}.damaged")
         with suppress(OSError):
-            Path(self._path).replace(f"{self._path}.damaged")
+            Path(self._path).rename(aside)
         for suffix in ("-wal", "-shm"):
             with suppress(OSError):
                 Path(self._path + suffix).unlink()
-        self._warn(f"was damaged ({error}) and is begun anew; the old one lies beside it as .damaged")
+        self._warn(f"was damaged ({error}) and is begun anew; the old one is {aside}")
 
     def _warn(self, what: str) -> None:
         if not self._warned:
@@ -190,6 +243,20 @@ class SqliteStore:
         if connection is not None:
             with suppress(sqlite3.Error):
                 connection.close()
+
+
+def _application(path: str) -> int:
+    """Whose file it is, without a change to it, whatever it is.
+
+    Asked by SQLite, not by a look of our own: closing a file drops all locks that this process has on it.
+    """
+    try:
+        with closing(sqlite3.connect(f"{Path(path).as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+            found: int = connection.execute("PRAGMA application_id").fetchone()[0]
+            return found
+    except sqlite3.DatabaseError:  # no database; one of ours, perhaps, that is damaged
+        with Path(path).open("rb") as file:
+            return int.from_bytes(file.read(100)[_ITS_PLACE], "big")
 
 
 def _digest(key: bytes, expires: float, content: bytes) -> bytes:

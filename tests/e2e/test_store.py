@@ -153,22 +153,73 @@ def test_a_flipped_bit_never_gives_another_answer(path, wall, seed):
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"\0" * 5000, b"SQLite format 3\0" + b"\xff" * 3000])
-def test_what_is_no_database_is_set_aside(path, wall, content):
-    """One warning, and a cold cache that works."""
+def test_what_is_not_ours_is_left_as_it_is(path, store, content):
+    """One warning that says what to do, and a cold cache: a slip in `cache.path` costs nobody a file."""
     Path(path).write_bytes(content)
-    store = SqliteStore(path, max_bytes=1_000_000, wall=wall)
-    with pytest.warns(RuntimeWarning, match="begun anew"):
+    Path(path).chmod(0o644)
+    with pytest.warns(RuntimeWarning, match="no file of ours and was left as it is; give cache.path a name of its own"):
+        store.put(key(1), answer(1), 2e6)
+    assert store.get(key(1)) is None
+    assert (content, 0o644) == (Path(path).read_bytes(), stat.S_IMODE(Path(path).stat().st_mode))
+    assert [Path(path)] == list(Path(path).parent.iterdir())
+
+
+@pytest.mark.parametrize("mode", ["DELETE", "WAL"])
+def test_a_database_of_somebody_else_is_left_as_it_is(path, store, mode):
+    """Also one that has a table of our name; no byte of it, nor of its log, is changed."""
+    theirs = sqlite3.connect(path, isolation_level=None)
+    theirs.execute(f"PRAGMA journal_mode = {mode}")
+    theirs.execute("CREATE TABLE answers (id INTEGER, survey TEXT)")
+    theirs.execute("INSERT INTO answers VALUES (1, 'x')")
+    before = {name: name.read_bytes() for name in Path(path).parent.iterdir()}
+    with pytest.warns(RuntimeWarning, match="no file of ours"):
         assert store.get(key(1)) is None
+    assert before == {name: name.read_bytes() for name in Path(path).parent.iterdir()}
+    theirs.close()
+
+
+def test_what_is_ours_and_damaged_is_set_aside_each_time(path, wall):
+    """Nothing is written over: each has a name of its own. One warning, and a cold cache that works."""
+    damaged = []
+    for number in range(3):
+        store = SqliteStore(path, max_bytes=1_000_000, wall=wall)
+        store.put(key(1), answer(1), 2e6)
+        store.close()
+        damaged.append(Path(path).read_bytes()[:100] + b"%d" % number * 3000)
+        Path(path).write_bytes(damaged[-1])
+        store = SqliteStore(path, max_bytes=1_000_000, wall=wall)
+        with pytest.warns(RuntimeWarning, match="begun anew"):
+            assert store.get(key(1)) is None
+        store.put(key(1), answer(1), 2e6)
+        assert answer(1) == store.get(key(1))
+        store.close()
+    assert damaged == [Path(path + end).read_bytes() for end in (".damaged", ".damaged2", ".damaged3")]
+
+
+def test_an_empty_file_is_taken_and_made_its_owners(path, store):
+    """Somebody's `touch`, or a file that was made with other rights."""
+    Path(path).touch(0o644)
     store.put(key(1), answer(1), 2e6)
-    assert answer(1) == store.get(key(1))
-    assert content == Path(f"{path}.damaged").read_bytes()
+    assert (answer(1), 0o600) == (store.get(key(1)), stat.S_IMODE(Path(path).stat().st_mode))
     store.close()
+    Path(path).chmod(0o644)
+    assert (answer(1), 0o600) == (store.get(key(1)), stat.S_IMODE(Path(path).stat().st_mode))
+
+
+def test_the_home_folder_is_meant_by_its_sign(tmp_path, wall, monkeypatch):
+    """As in a shell."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store = SqliteStore("~/answers.db", max_bytes=1_000_000, wall=wall)
+    store.put(key(1), answer(1), 2e6)
+    store.close()
+    assert ["answers.db"] == [name.name for name in tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("version", [1, 99])
 def test_another_format_is_set_aside(path, wall, version):
     """A file of a later version is not read, and not overwritten; nor one of before answers had their usage."""
     with sqlite3.connect(path) as other:
+        other.execute(f"PRAGMA application_id = {0x64735265}")
         other.execute(f"PRAGMA user_version = {version}")
     other.close()
     store = SqliteStore(path, max_bytes=1_000_000, wall=wall)
@@ -187,18 +238,43 @@ def test_a_path_that_cannot_be_opened_is_a_cold_cache(tmp_path, wall):
         store.close()
 
 
-def test_who_finds_it_locked_goes_on_without(path, store, wall):
-    """Another process writes for longer than one would wait."""
+def test_who_finds_it_locked_goes_on_without(path, wall):
+    """Another process writes for longer than one would wait: for half a minute nothing is put, and nobody waits again;
+    what is there is still read."""
+    clock = Wall()
+    store = SqliteStore(path, max_bytes=1_000_000, wall=wall, clock=clock, patience=0.01)
     store.put(key(1), answer(1), 2e6)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.warns(RuntimeWarning, match="locked"):
         store.put(key(2), answer(2), 2e6)
+    wall.now += 100.0  # its use would be written down
     assert (answer(1), None) == (store.get(key(1)), store.get(key(2)))
     other.execute("ROLLBACK")
     other.close()
+    clock.now += 29.9
+    store.put(key(2), answer(2), 2e6)
+    assert store.get(key(2)) is None
+    clock.now += 0.2
     store.put(key(2), answer(2), 2e6)
     assert answer(2) == store.get(key(2))
+    store.close()
+
+
+def test_who_reads_while_writing_is_locked_waits_once(path, wall):
+    """That an answer was used is not written down then; it is given all the same."""
+    clock = Wall()
+    store = SqliteStore(path, max_bytes=1_000_000, wall=wall, clock=clock, patience=0.01)
+    store.put(key(1), answer(1), 2e6)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    wall.now += 100.0
+    assert answer(1) == store.get(key(1)) == store.get(key(1))
+    other.execute("ROLLBACK")
+    other.close()
+    store.put(key(2), answer(2), 2e6)  # writing rests
+    assert store.get(key(2)) is None
+    store.close()
 
 
 def test_many_threads_at_once(store):

@@ -33,8 +33,9 @@ class CachePolicy:
             ladder has `StaleAnswer`, seconds, >= 0.
         share: identical calls in flight share one answer.
         pace: seconds between two pieces of a kept stream, > 0. None = at once.
-        path: a file in which answers outlive the process, shared with other processes. None = memory only. Readable by
-            its owner only; not encrypted.
+        path: a file in which answers outlive the process, shared with other processes; `~` is the home folder. None =
+            memory only. Readable by its owner only; not encrypted. A file that is there and not one of ours is left as
+            it is; where the file cannot be used, a RuntimeWarning says so once, and answers are kept in memory only.
         path_bytes: what is kept there, >= 100,000.
     """
 
