@@ -9,6 +9,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Coroutine
+from contextlib import suppress
 from functools import cache, lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import httpx2
 from deepseek_resilient import wire
 from deepseek_resilient.config.cache import CACHE_HEADER
 from deepseek_resilient.config.quality import PRIORITY_HEADER, Priority
-from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Request, Response
+from deepseek_resilient.core.messages import CALL_ATTRIBUTE, Failure, FailureKind, Reply, Request, Response
 from deepseek_resilient.errors import ConfigError, DeadlineExceededError, StreamInterruptedError
 
 if TYPE_CHECKING:
@@ -306,7 +307,16 @@ def _async_stream_class(library: Library) -> type:
 
 
 def exception_of(library: Library, failure: Failure) -> BaseException:
-    """What the caller of `library` gets for a failure: the library's own exception, or ours within its tree."""
+    """What the caller of `library` gets for a failure: the library's own exception, or ours within its tree; it knows
+    its call."""
+    error = _exception_of(library, failure)
+    if failure.call:
+        with suppress(AttributeError):  # somebody else's, with slots
+            setattr(error, CALL_ATTRIBUTE, failure.call)
+    return error
+
+
+def _exception_of(library: Library, failure: Failure) -> BaseException:
     late, cut, silent = _exceptions(library)
     if failure.kind is FailureKind.TIMEOUT:
         return late(failure.message)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 
-from deepseek_resilient import CachePolicy, LedgerPolicy, Price
+from deepseek_resilient import CachePolicy, LedgerPolicy, Price, StreamPolicy
 from deepseek_resilient.events import AttemptCharged, Event
 
 from .faces import NO_THINKING, always, policy
@@ -93,6 +93,35 @@ def test_the_bill_of_an_error(face: Face, lab: LabProcess) -> None:
     with pytest.raises(openai.APITimeoutError):
         face.chat()
     assert ["maybe"] == [each.billed for each in client.ledger.calls()[-1].attempts]
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [("cut;after=3", "StreamCut"), ("hang", "DeadlineExceeded"), ("reset", None), ("stall;after=3", "StreamSilent")],
+)
+def test_the_bill_of_what_has_no_reply(face: Face, lab: LabProcess, fault: str, cause: str | None) -> None:
+    """A cut or silent stream, a time limit, a broken connection: the SDK's exception, and what it was raised from."""
+    client = face.new(policy=policy(stream=StreamPolicy(silence=0.3)), timeout=0.5, max_retries=0)
+    lab.script(next=[fault])
+    with pytest.raises(openai.APIConnectionError) as error:
+        face.streamed(**NO_THINKING)
+    (record,) = client.ledger.calls()
+    assert record is client.ledger.of(error.value) is client.ledger.of(error.value.__cause__)
+    assert cause in (None, type(error.value.__cause__).__name__)
+
+
+def test_the_bill_of_a_streams_manager(face: Face) -> None:
+    """The SDK's `.stream()` gives a stream of another kind."""
+    client = face.client
+    asked: dict[str, Any] = {"model": "deepseek-flash", "messages": [{"role": "user", "content": "How are you?"}]}
+    record = face.within(client.chat.completions.stream(**asked), client.ledger.of)
+    assert record is not None
+    assert record is client.ledger.call(1)
+
+
+def test_what_is_no_reply_has_no_bill(face: Face) -> None:
+    """Nor has an exception of somebody else's."""
+    assert face.client.ledger.of("a text") is face.client.ledger.of(ValueError()) is face.client.ledger.of(None) is None
 
 
 def test_what_the_cache_saved(face: Face, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from deepseek_resilient.config.ledger import PRICES
 from deepseek_resilient.core.bill import CallRecord, Charge, LedgerTotals
+from deepseek_resilient.core.messages import CALL_ATTRIBUTE
 from deepseek_resilient.core.money import DUST, MoneyBudget, Prices
 from deepseek_resilient.core.verdict import NEVER_SENT, Verdict, VerdictKind
 from deepseek_resilient.usage import Usage
@@ -86,10 +87,18 @@ class Ledger:
             return self._records.get(number)
 
     def of(self, reply: object) -> CallRecord | None:
-        """The call of a reply: a response of httpx, a raw response or a stream of the SDK; None when it is not kept."""
-        headers = getattr(reply, "headers", None) or getattr(getattr(reply, "response", None), "headers", None) or {}
-        number = str(headers.get(CALL_HEADER, ""))
-        return self.call(int(number)) if number.isdecimal() else None
+        """The call of a reply: a response of httpx, a raw response, a stream or an exception of the SDK; None when it
+        is not kept."""
+        while reply is not None:
+            number = getattr(reply, CALL_ATTRIBUTE, None)
+            if isinstance(number, int):
+                return self.call(number)
+            for holder in (reply, *(getattr(reply, name, None) for name in ("response", "_response"))):
+                said = str((getattr(holder, "headers", None) or {}).get(CALL_HEADER, ""))
+                if said.isdecimal():
+                    return self.call(int(said))
+            reply = getattr(reply, "__cause__", None)
+        return None
 
     def __str__(self) -> str:
         return str(self.totals())

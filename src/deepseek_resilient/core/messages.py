@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from deepseek_resilient.config import Upstream
 
+CALL_ATTRIBUTE = "resilient_call"
+"""Of an exception that leaves a transport: the number of its call in the ledger."""
+
 RawHeaders = list[tuple[bytes, bytes]]
 
 
@@ -122,7 +125,7 @@ class FailureKind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An end without an answer, as a value. `exception` is the HTTP library's own, if there was one; `partial` the text
-    that had come, and `resume` the message by which it can be gone on with."""
+    that had come, and `resume` the message by which it can be gone on with; `call` the number in the ledger, or 0."""
 
     kind: FailureKind
     message: str
@@ -130,6 +133,7 @@ class Failure:
     partial: str = field(default="", repr=False)
     resume: Mapping[str, Any] | None = field(default=None, repr=False)
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    call: int = field(default=0, repr=False, compare=False)
 
 
 @dataclass(slots=True)

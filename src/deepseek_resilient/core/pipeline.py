@@ -24,6 +24,7 @@ stream that was handed over whole. Exceptions are for the drivers' cancellation 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -74,6 +75,8 @@ async def run(runtime: Runtime, call: Call) -> Outcome:
         else:
             outcome = await answer(runtime, call, sharing, key, partial(_lead, runtime))
         runtime.layers.end(call, runtime.clock(), failed=is_failure(outcome))
+        if isinstance(outcome, Failure) and call.record is not None:
+            return replace(outcome, call=call.record.number)
         return outcome
     finally:
         runtime.count_end()
