@@ -17,6 +17,7 @@ import openai
 
 from deepseek_resilient import bridge, wire
 from deepseek_resilient.config import Policy
+from deepseek_resilient.config.checks import time_limit
 from deepseek_resilient.engine import Engine
 from deepseek_resilient.errors import ConfigError
 from deepseek_resilient.proxies import proxies_from_environment
@@ -150,6 +151,7 @@ class ResilientClient(openai.DefaultHttpxClient):
     """The HTTP client inside `DeepSeek`: the SDK's defaults, our transport, the environment's proxies."""
 
     def __init__(self, engine: Engine, transport: httpx2.BaseTransport | None) -> None:
+        _check_inner(transport)
         self.engine = engine
         mounts: dict[str, httpx2.BaseTransport | None] = {}
         if transport is None:
@@ -166,6 +168,7 @@ class AsyncResilientClient(openai.DefaultAsyncHttpxClient):
     """The HTTP client inside `AsyncDeepSeek`."""
 
     def __init__(self, engine: Engine, transport: httpx2.AsyncBaseTransport | None) -> None:
+        _check_inner(transport)
         self.engine = engine
         mounts: dict[str, httpx2.AsyncBaseTransport | None] = {}
         if transport is None:
@@ -180,6 +183,14 @@ def _engine_of(policy: Policy | None, engine: Engine | None, listeners: Sequence
     if policy is not None or listeners:
         raise ConfigError("engine", engine, "given alone: a policy or listeners belong to the engine already")
     return engine
+
+
+def _check_inner(transport: object) -> None:
+    if isinstance(transport, (ResilientTransport, AsyncResilientTransport)):
+        allowed = (
+            "the transport that is inside, such as httpx2.HTTPTransport(): one engine in another one repeats twice"
+        )
+        raise ConfigError("transport", transport, f"{allowed}. To share one, pass engine=")
 
 
 def _key(given: Any) -> Any:
@@ -213,8 +224,8 @@ def _beta(base_url: httpx2.URL) -> str:
 
 def _timeout(given: Any, policy: Policy) -> Any:
     if not isinstance(given, openai.NotGiven):
-        if isinstance(given, (int, float)) and not given > 0:
-            raise ConfigError("timeout", given, "seconds above 0, an httpx2.Timeout, or None for no limit")
+        if not hasattr(given, "connect"):  # a Timeout of either library, or of the SDK
+            time_limit("timeout", given)
         return given
     return httpx2.Timeout(policy.deadline, connect=policy.connect_timeout)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from deepseek_resilient import wire
 from deepseek_resilient.config import Policy, Priority
+from deepseek_resilient.config.checks import time_limit
 from deepseek_resilient.core import pipeline
 from deepseek_resilient.core.runtime import Call, EngineStatistics, Runtime
 from deepseek_resilient.core.tokens import estimate
@@ -149,11 +150,16 @@ class Engine:
             caching: what the call says of the cache (`CachePolicy.calls`).
             retries_above: how often a layer above has tried this call before.
             at_most: seconds that a layer above waits for it; makes `timeout` shorter, never longer.
+
+        Raises:
+            ConfigError: a timeout is no number above 0.
         """
         runtime = self._runtime
         now = runtime.clock()
         limit = self._policy.connect_timeout
         seconds = self._policy.deadline if timeout == "policy" else timeout
+        time_limit("timeout", seconds)
+        time_limit("timeout (its part connect)", connect_timeout)
         if at_most is not None:
             seconds = at_most if seconds is None else min(seconds, at_most)
         guard = self._policy.guard

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import httpx2
 import openai
 import pydantic
 import pytest
 
-from deepseek_resilient import ConfigError, Engine
+from deepseek_resilient import AsyncResilientTransport, ConfigError, Engine, ResilientTransport
 
 from .faces import ANSWER, ASK, SyncFace, always, attempts, policy, text_of
 from .servers import recorder
@@ -344,3 +346,34 @@ def test_threads_share_one_client(lab: LabProcess) -> None:
     with SyncFace(lab.base_url) as face:
         face.new()
         assert face.together([face.text] * 20) == [ANSWER] * 20
+
+
+@pytest.mark.parametrize("timeout", ["5", 0, -1, math.inf, math.nan, True], ids=repr)
+def test_a_timeout_that_is_none_is_said_so(face: Face, lab: LabProcess, timeout: Any) -> None:
+    """By name and value, wherever it is given; nothing is sent."""
+    said = rf"^timeout={timeout!r}: must be a number of seconds above 0, or None for no limit$"
+    for give in (
+        lambda: face.new(timeout=timeout),
+        lambda: face.client.with_options(timeout=timeout),
+        lambda: face.chat(timeout=timeout),
+        lambda: face.chat(timeout=httpx2.Timeout(timeout)),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            give()
+    with pytest.raises(ConfigError, match=r"^timeout \(its part connect\)="):
+        face.chat(timeout=httpx2.Timeout(5, connect=timeout))
+    assert 0 == lab.statistics()["attempts"]
+    assert face.chat(timeout=None).choices
+
+
+def test_a_timeout_of_any_library_is_one(face: Face) -> None:
+    """The SDK has a class of its own."""
+    for timeout in (httpx2.Timeout(5), httpx.Timeout(5), openai.Timeout(5), 5, None):
+        face.new(timeout=timeout)
+        assert ANSWER == face.text(timeout=timeout)
+
+
+def test_no_engine_is_put_into_another(face: Face) -> None:
+    """Each would repeat what the other one repeats."""
+    with pytest.raises(ConfigError, match=r"^transport=<.*one engine in another one repeats twice"):
+        face.new(transport=AsyncResilientTransport() if face.is_async else ResilientTransport())

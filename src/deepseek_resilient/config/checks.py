@@ -25,6 +25,13 @@ def number(
         raise ConfigError(label(owner, name), value, allowed + (f" ({unit}), or None" if optional else ""))
 
 
+def time_limit(name: str, value: object) -> None:
+    """Of a call: seconds, or None."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= _HUGE
+    if not good and value is not None:
+        raise ConfigError(name, value, "a number of seconds above 0, or None for no limit")
+
+
 def whole(owner: object, name: str, low: int, *, optional: bool = False) -> None:
     value = getattr(owner, name)
     if value is None and optional:
