@@ -295,6 +295,8 @@ def test_an_exhausted_balance_rests_the_target():
     it.clock.now += 60.0
     call = it.call([], timeout=None)
     assert (402, 30.0) == (call.outcome.status, call.outcome.extensions["resilience_error"].retry_after)
+    assert b"top up the balance of the account, or use another one" in call.outcome.body
+    assert b"timeout" not in call.outcome.body
     it.clock.now += 30.0
     assert 200 == it.call(GOOD).outcome.status
 

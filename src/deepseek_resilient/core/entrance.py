@@ -282,9 +282,12 @@ def _ask_health(runtime: Runtime, call: Call, target: Target) -> RejectedError |
     now = runtime.clock()
     closed = target.gate.check(now)
     if closed is not None:
+        remedy = "Try again then, or give the call a longer timeout."
+        if not closed.patient:
+            remedy = "Waiting does not mend it: top up the balance of the account, or use another one."
         refusal: RejectedError = RateLimitedError(
             f"{target.name} asked to be left alone for another {closed.remaining:.1f} s ({closed.reason}); "
-            "nothing was sent. Try again then, or give the call a longer timeout.",
+            f"nothing was sent. {remedy}",
             step="gate",
             retry_after=closed.remaining,
             http_status=closed.status,
