@@ -104,7 +104,8 @@ class RetryScheduled(Event):
 
 @dataclass(frozen=True, slots=True)
 class RetryStopped(Event):
-    """No further attempt is made. `why`: futile, unsafe, stop, budget, money, deadline, retry_after."""
+    """No further attempt is made. `why`: futile, unsafe, stop, budget, money, deadline, retry_after; or the step that
+    did not let it in: route, admission, gate, breaker, rate, concurrency."""
 
     call: int
     attempt: int

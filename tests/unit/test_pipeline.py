@@ -223,7 +223,23 @@ def test_attempts_end_with_the_policys_stop():
         header(call.outcome, "x-resilient-waited"),
     )  # fmt: skip
     assert [("stop", "busy")] == [(event.why, event.reason) for event in it.told(events.RetryStopped)]
+    assert b"stop" == header(call.outcome, "x-resilient-stopped-by")
     assert [1.0] * 5 == call.slept()
+
+
+def test_a_retry_that_a_step_refuses_ends_the_call():
+    """The circuit opened by the attempt itself, say: the caller gets its outcome, and is told why there is no other."""
+    it = bench(breaker=BreakerPolicy(minimum_throughput=1, failure_ratio=1.0, break_duration=30, max_break_duration=30))
+    call = it.call(BUSY)
+    assert (503, b"busy", b"breaker") == (
+        call.outcome.status, call.outcome.body, header(call.outcome, "x-resilient-stopped-by"),
+    )  # fmt: skip
+    assert [("breaker", "busy")] == [(event.why, event.reason) for event in it.told(events.RetryStopped)]
+
+
+def test_what_no_attempt_can_mend_was_not_stopped():
+    """A 400 is the answer."""
+    assert None is header(bench().call([reply(400), b""]).outcome, "x-resilient-stopped-by")
 
 
 @given(st.integers(1, 60), st.sampled_from([0.0, 0.1, 0.5, 1.0]))

@@ -12,7 +12,7 @@ from deepseek_resilient.core.messages import FailureKind
 from deepseek_resilient.core.sse import EventSplitter, EventStreamParser, split
 from deepseek_resilient.events import AttemptEnded, RetryStopped, StreamCommitted, StreamContinued
 
-from .driving import BROKEN, DONE, KEEP_ALIVE, Bench, ask, data, reply
+from .driving import BROKEN, DONE, KEEP_ALIVE, TIMEOUT, Bench, ask, data, reply
 
 PIECES = ["Hel", "lo", ", wor", "ld", " \u4f60\u597d", " 😀", '"\\\n', "!"]
 TEXT = "".join(PIECES)
@@ -30,6 +30,10 @@ def answer(pieces=PIECES, ident="first"):
     """A whole stream."""
     return [chunk("", role="assistant", ident=ident), *(chunk(piece, ident=ident) for piece in pieces),
             chunk(finish="stop", ident=ident), DONE]  # fmt: skip
+
+
+TOOL = chunk(tool_calls=[{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{"}}])
+NO_END = "it ended without finish_reason and [DONE]"
 
 
 def bench(**changes):
@@ -209,6 +213,25 @@ def test_it_is_paid_like_a_retry(changes, why):
     assert (1, FailureKind.CUT, "Hel") == (call.sent(), call.outcome.kind, call.outcome.partial)
     assert {"role": "assistant", "content": "Hel", "prefix": True} == call.outcome.resume
     assert [why] == [event.why for event in it.told(RetryStopped)]
+    told = "" if why == "futile" else f"; it could not be gone on with: {why}"
+    assert call.outcome.message == f"the stream was cut after 3 characters of the answer: {NO_END}{told}"
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ([reply(404), b""], "not_found"),
+        ([reply(402), b""], "balance_exhausted"),
+        ([TIMEOUT], "deadline"),
+        ([reply(), chunk("lo"), b""], "no continuations are left"),
+        ([reply(), TOOL, b""], "it ended as no request can go on from"),
+    ],
+)
+def test_the_error_says_why_it_could_not_be_gone_on_with(answers, told):
+    """A cut that looks like one without the policy is a riddle."""
+    it = bench(stream={"continuations": 2 if answers[1:2] == [TOOL] else 1, "continue_within": 0.1})
+    call = run(it, [reply(), chunk("Hel"), b"", *answers])
+    assert call.outcome.message.endswith(f"; it could not be gone on with: {told}")
 
 
 def test_a_call_that_wants_no_retries_gets_none():
@@ -216,9 +239,6 @@ def test_a_call_that_wants_no_retries_gets_none():
     it = bench()
     call = run(it, [reply(), chunk("Hel"), b""], max_retries=0)
     assert (1, FailureKind.CUT) == (call.sent(), call.outcome.kind)
-
-
-TOOL = chunk(tool_calls=[{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{"}}])
 
 
 @pytest.mark.parametrize(
@@ -415,6 +435,7 @@ def test_a_circuit_that_opened_meanwhile_lets_nothing_go_on():
     it = bench(breaker=BreakerPolicy(minimum_throughput=1, failure_ratio=1.0, break_duration=30, max_break_duration=30))
     call = run(it, [reply(), chunk("Hel"), b""])
     assert (1, FailureKind.CUT) == (call.sent(), call.outcome.kind)
+    assert call.outcome.message.endswith("; it could not be gone on with: breaker")
 
 
 def test_requests_that_cannot_be_changed_are_left_alone():

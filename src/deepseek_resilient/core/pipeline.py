@@ -115,13 +115,16 @@ async def _lead(runtime: Runtime, call: Call) -> Outcome:
 
 async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
     outcome: Outcome = None
+    verdict: judge.Verdict | None = None
     paid = False
     call.seam = make_seam(runtime, call)
     try:
         while True:
             entry = await enter(runtime, call)
             if isinstance(entry, RejectedError):
-                return _finish(call, _refuse(runtime, call, entry) if outcome is None else outcome)
+                if outcome is None or verdict is None:
+                    return _finish(call, _refuse(runtime, call, entry))
+                return _stop(runtime, call, outcome, entry.step, verdict.reason)
             call.fields = None
             attempt = Attempt(runtime, call, entry)
             paid = False
@@ -136,12 +139,10 @@ async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
             if call.seam is not None and attempt.first_content is not None:
                 verdict = call.seam.go_on(runtime, call, attempt, cast("Failure", outcome), verdict)
             delay = next_delay(runtime, call, verdict)
-            now = runtime.clock()
             if isinstance(delay, str):
-                runtime.listeners.emit(RetryStopped(now, call.number, call.attempts, delay, verdict.reason))
-                return _finish(call, outcome)
+                return _stop(runtime, call, outcome, delay, verdict.reason)
             paid = True
-            runtime.listeners.emit(RetryScheduled(now, call.number, call.attempts, delay, verdict.reason))
+            runtime.listeners.emit(RetryScheduled(runtime.clock(), call.number, call.attempts, delay, verdict.reason))
             call.waited += delay
             if delay:
                 await Sleep(delay)
@@ -252,6 +253,20 @@ def _refuse(runtime: Runtime, call: Call, error: RejectedError) -> Response:
     runtime.count_refusal(error.step)
     runtime.listeners.emit(CallRefused(runtime.clock(), call.number, error.step, call.target, error.retry_after))
     return response_of(error)
+
+
+def _stop(runtime: Runtime, call: Call, outcome: Outcome, why: str, reason: str) -> Outcome:
+    """There is no further attempt: say why, to the listeners and to the caller."""
+    runtime.listeners.emit(RetryStopped(runtime.clock(), call.number, call.attempts, why, reason))
+    finished = _finish(call, outcome)
+    if call.seam is not None and finished is call.seam.cut and isinstance(finished, Failure):
+        if why == "futile" and outcome is finished:  # there was none that might have gone on with it
+            reason = "it ended as no request can go on from" if call.seam.left else "no continuations are left"
+        told = reason if why == "futile" else why
+        return replace(finished, message=f"{finished.message}; it could not be gone on with: {told}")
+    if isinstance(finished, Response) and why != "futile":
+        finished.headers.append((b"x-resilient-stopped-by", why.encode()))
+    return finished
 
 
 def _finish(call: Call, outcome: Outcome) -> Outcome:
