@@ -199,11 +199,21 @@ def test_random_bytes_instead_of_an_answer_are_a_fault() -> None:
     assert answered(run)
 
 
-def test_random_bytes_between_the_events_of_a_stream_do_no_harm() -> None:
-    """What is no event is no content; it is passed on as it came, and the stream still ends well."""
+def test_random_bytes_before_the_content_of_a_stream_are_a_fault() -> None:
+    """No client can decode them: it is tried again, and nothing of them reaches the caller."""
     run = run_everywhere(Scenario(callers=STREAM, next=("garbage;after=0;size=2000",)))
-    assert ["ok"] == verdicts(run)
-    assert len(run.seen[0].body) > 2000
+    assert ["cut_body", "ok"] == verdicts(run)
+    assert answered(run)
+    run.seen[0].body.decode()
+
+
+def test_random_bytes_after_content_cut_the_stream() -> None:
+    """The caller has the text so far, instead of an error of the client's decoder."""
+    run = run_everywhere(Scenario(callers=STREAM, next=("garbage;after=3;size=2000",)))
+    assert ["stream_cut"] == verdicts(run)
+    assert "cut" == run.seen[0].failure
+    assert "no text (not UTF-8)" in run.seen[0].message
+    run.seen[0].body.decode()
 
 
 def test_the_stated_limit_is_learnt_from_the_429() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepseek_resilient.core import sse
-from deepseek_resilient.core.sse import EventStreamParser, EventTooLongError, ServerSentEvent
+from deepseek_resilient.core.sse import EventStreamParser, EventTooLongError, NotTextError, ServerSentEvent
 
 PIECES = [
     b"data", b"event", b"id", b"retry", b":", b": ", b" ", b"x", b"\r", b"\n", b"\r\n", b"\n\n", b"\xef\xbb\xbf",
@@ -61,8 +61,14 @@ CUTS = st.lists(st.integers(0, 10_000), max_size=12)
 
 @given(st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join), CUTS)
 def test_any_stream_in_any_parts_is_what_the_specification_says(stream, cuts):
-    """However a stream of SSE-like bytes is cut, the events are those of the specification."""
-    assert reference(stream) == feed_in_parts(stream, cuts)
+    """However a stream of SSE-like bytes is cut, the events are those of the specification; a line must be UTF-8."""
+    try:
+        b"\n".join(re.split(rb"\r\n|\r|\n", stream)[:-1]).decode()
+    except UnicodeDecodeError:
+        with pytest.raises(NotTextError):
+            feed_in_parts(stream, cuts)
+    else:
+        assert reference(stream) == feed_in_parts(stream, cuts)
 
 
 TEXT = st.text(st.characters(blacklist_characters="\r\n", blacklist_categories=("Cs",)), max_size=12)
@@ -109,9 +115,9 @@ def test_every_single_cut_of_a_rich_stream():
     assert whole == feed_in_parts(stream, list(range(len(stream))))
 
 
-@given(st.lists(st.binary(max_size=60), max_size=10))
-def test_random_bytes_raise_nothing(chunks):
-    """No bytes below the size limit make the parser raise."""
+@given(st.lists(st.text(st.characters(blacklist_categories=("Cs",)), max_size=60).map(str.encode), max_size=10))
+def test_random_text_raises_nothing(chunks):
+    """None below the size limit makes the parser raise."""
     parser = EventStreamParser()
     events = [event for chunk in chunks for event in parser.feed(chunk)]
     assert reference(b"".join(chunks)) == events
@@ -194,3 +200,25 @@ def test_the_short_way_is_for_one_plain_event_only(before, chunk, expected):
     parser = EventStreamParser()
     parser.feed(before)
     assert expected == parser.single(chunk)
+
+
+@given(
+    st.text(st.characters(blacklist_categories=("Cs",))),
+    st.integers(1, 7),
+    st.sampled_from([b"", b"data: ", b": ", b"event: "]),
+)
+def test_a_line_that_is_no_text_is_an_error(text, size, field):
+    """Wherever it stands, a comment too; a character in pieces is none."""
+    line = field + text.replace("\r", "").replace("\n", "").encode()
+    parser = EventStreamParser()
+    for start in range(0, len(line), size):
+        parser.feed(line[start : start + size])
+    parser.feed(b"\n")
+    with pytest.raises(NotTextError, match="no text"):
+        parser.feed(line + b"\xff\n")
+
+
+def test_the_quick_way_leaves_what_is_no_text_to_the_other():
+    """One event of one line."""
+    assert "你".encode() == EventStreamParser().single("data: 你\n\n".encode())
+    assert EventStreamParser().single(b"data: \xff\n\n") is None

@@ -2,7 +2,8 @@
 
 Lines end in CR, LF or CRLF; a comment starts with a colon; several `data` lines join with LF; a byte order mark at the
 start is dropped; an unfinished event at the end of the stream is no event. Chunks may be split at any byte: nothing is
-decoded before an event is complete, so a split inside a UTF-8 character does no harm.
+decoded before a line is complete, so a split inside a UTF-8 character does no harm. One thing is stricter than the
+specification: a line that is no UTF-8 is an error, because it is one to the SDKs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,15 @@ class ServerSentEvent(NamedTuple):
     data: bytes
 
 
-class EventTooLongError(ValueError):
+class EventStreamError(ValueError):
+    """What comes is no event stream of a language model."""
+
+
+class NotTextError(EventStreamError):
+    """A line is no UTF-8."""
+
+
+class EventTooLongError(EventStreamError):
     """A line or an event exceeded `MAX_EVENT_BYTES`."""
 
 
@@ -53,6 +62,8 @@ class EventStreamParser:
             and b"\r" not in chunk
             and not (self._unfinished or self._data or self._name or self._skip_lf)
         ):
+            if not (chunk.isascii() or _is_text(chunk)):
+                return None
             self._at_start = False
             self._size = 0
             return chunk[6:-2]
@@ -63,6 +74,7 @@ class EventStreamParser:
 
         Raises:
             EventTooLongError: an unfinished event outgrew `MAX_EVENT_BYTES`.
+            NotTextError: a whole line is no UTF-8; nothing of `chunk` was taken for an event.
         """
         if self._skip_lf and chunk:
             self._skip_lf = False
@@ -78,6 +90,8 @@ class EventStreamParser:
             self._skip_lf = text.endswith(b"\r")
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *lines, rest = text.split(b"\n")
+        if not (text.isascii() or _is_text(text[: len(text) - len(rest)])):
+            raise NotTextError("the stream has a line that is no text (not UTF-8)")
         self._unfinished = [rest] if rest else []
         self._size = sum(map(len, self._data))
         events: list[ServerSentEvent] = []
@@ -109,6 +123,15 @@ class EventStreamParser:
             self._grow(len(value))
         elif name == b"event":
             self._name = value
+
+
+def _is_text(whole: bytes) -> bool:
+    """Whether whole lines are UTF-8."""
+    try:
+        whole.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class EventSplitter:

@@ -5,7 +5,7 @@ that is blank, stalled, cut or an error is a failed attempt like any other. Afte
 came, byte for byte, and
 
 - a pause of `silence` seconds between two pieces of content ends the stream (keep-alive comments are no content),
-- an end without `finish_reason` and `[DONE]` is a cut,
+- an end without `finish_reason` and `[DONE]` is a cut, and so is a line that is no UTF-8 (nobody could decode it),
 
 both with an error that carries the text so far, unless the stream is gone on with (`core/seam.py`). An early close, or
 cancellation, gives everything back; if the end had already been seen, the attempt was a success.
@@ -23,7 +23,7 @@ from deepseek_resilient.core.effects import Discard, Emit, Read, Respond
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
 from deepseek_resilient.core.refusal import response_of
 from deepseek_resilient.core.seam import BAD, Seam, resume_of
-from deepseek_resilient.core.sse import MAX_EVENT_BYTES, EventStreamParser, EventTooLongError
+from deepseek_resilient.core.sse import MAX_EVENT_BYTES, EventStreamError, EventStreamParser, EventTooLongError
 from deepseek_resilient.errors import OverloadedError
 from deepseek_resilient.events import StreamCommitted
 from deepseek_resilient.usage import Usage, usage_of
@@ -121,7 +121,7 @@ class StreamWatch:
         return self.seen & self.complete == self.complete
 
     def feed(self, chunk: bytes) -> int:
-        """The signs in `chunk`. Raises EventTooLongError."""
+        """The signs in `chunk`. Raises EventStreamError."""
         if self._plain and self.seen & Sign.CONTENT:
             data = self._parser.single(chunk)
             if data is not None and wire.is_plain_content(data):
@@ -226,7 +226,7 @@ async def relay(
             return outcome
         try:
             found = watch.feed(chunk)
-        except EventTooLongError as error:
+        except EventStreamError as error:
             await Discard(reply)
             return _end(attempt, watch, Failure(FailureKind.BROKEN, str(error)))
         if seam is not None:
@@ -276,7 +276,7 @@ async def _until_content(
             found = watch.feed(chunk)
             if size > MAX_EVENT_BYTES:
                 raise EventTooLongError(f"no content within {MAX_EVENT_BYTES} bytes")
-        except EventTooLongError as error:
+        except EventStreamError as error:
             await Discard(reply)
             chunk = Failure(FailureKind.BROKEN, str(error))
             break
