@@ -75,7 +75,7 @@ class DeepSeek(openai.OpenAI):
     ) -> None:
         if http_client is None:
             own = _engine_of(policy, engine, listeners)
-            http_client = ResilientClient(own, transport)
+            http_client = ResilientClient(own, transport, owns_engine=engine is None)
         elif not isinstance(http_client, ResilientClient) or policy or engine or listeners or transport:
             raise _foreign_client(http_client, "DeepSeek", "OpenAI", "httpx2.Client", "ResilientTransport")
         self.engine: Engine = http_client.engine
@@ -120,7 +120,7 @@ class AsyncDeepSeek(openai.AsyncOpenAI):
     ) -> None:
         if http_client is None:
             own = _engine_of(policy, engine, listeners)
-            http_client = AsyncResilientClient(own, transport)
+            http_client = AsyncResilientClient(own, transport, owns_engine=engine is None)
         elif not isinstance(http_client, AsyncResilientClient) or policy or engine or listeners or transport:
             raise _foreign_client(
                 http_client, "AsyncDeepSeek", "AsyncOpenAI", "httpx2.AsyncClient", "AsyncResilientTransport"
@@ -150,31 +150,45 @@ class AsyncDeepSeek(openai.AsyncOpenAI):
 class ResilientClient(openai.DefaultHttpxClient):
     """The HTTP client inside `DeepSeek`: the SDK's defaults, our transport, the environment's proxies."""
 
-    def __init__(self, engine: Engine, transport: httpx2.BaseTransport | None) -> None:
+    def __init__(self, engine: Engine, transport: httpx2.BaseTransport | None, *, owns_engine: bool) -> None:
         _check_inner(transport)
         self.engine = engine
+        self._owns_engine = owns_engine
         mounts: dict[str, httpx2.BaseTransport | None] = {}
         if transport is None:
             for pattern, proxy in proxies_from_environment().items():
                 mounts[pattern] = None if proxy is None else ResilientTransport(engine=engine, proxy=proxy)
         super().__init__(transport=ResilientTransport(transport, engine=engine), mounts=mounts)
 
+    def close(self) -> None:
+        """Close the transports, and the engine if it is this client's own."""
+        super().close()
+        if self._owns_engine:
+            self.engine.close()
+
     def __del__(self) -> None:
         if not getattr(self, "is_closed", True):
-            self.close()
+            super().close()  # not the engine: the collector may run inside any lock
 
 
 class AsyncResilientClient(openai.DefaultAsyncHttpxClient):
     """The HTTP client inside `AsyncDeepSeek`."""
 
-    def __init__(self, engine: Engine, transport: httpx2.AsyncBaseTransport | None) -> None:
+    def __init__(self, engine: Engine, transport: httpx2.AsyncBaseTransport | None, *, owns_engine: bool) -> None:
         _check_inner(transport)
         self.engine = engine
+        self._owns_engine = owns_engine
         mounts: dict[str, httpx2.AsyncBaseTransport | None] = {}
         if transport is None:
             for pattern, proxy in proxies_from_environment().items():
                 mounts[pattern] = None if proxy is None else AsyncResilientTransport(engine=engine, proxy=proxy)
         super().__init__(transport=AsyncResilientTransport(transport, engine=engine), mounts=mounts)
+
+    async def aclose(self) -> None:
+        """Close the transports, and the engine if it is this client's own."""
+        await super().aclose()
+        if self._owns_engine:
+            self.engine.close()
 
 
 def _engine_of(policy: Policy | None, engine: Engine | None, listeners: Sequence[Listener]) -> Engine:

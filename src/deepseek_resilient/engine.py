@@ -188,6 +188,12 @@ class Engine:
         """Counts since the start, and how budget, gates and circuits stand now."""
         return self._runtime.statistics()
 
+    def close(self) -> None:
+        """End what is the engine's own: the file of kept answers, which is opened again where it is used again."""
+        store = self._options["store"]
+        if store is not None:
+            store.close()
+
     def describe(self) -> str:
         """The path of a call with this policy's numbers, for people."""
         return describe(self._policy)

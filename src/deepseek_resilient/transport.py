@@ -47,6 +47,7 @@ class _Resilient:
             raise ConfigError("engine", engine, "given alone: a policy or listeners belong to the engine already")
         if engine is not None and not isinstance(engine, Engine):
             raise ConfigError("engine", engine, "a deepseek_resilient.Engine")
+        self._owns_engine = engine is None
         self.engine = engine or Engine(policy, listeners=listeners)
 
     def describe(self) -> str:
@@ -115,10 +116,12 @@ class ResilientTransport(_Resilient, httpx.BaseTransport, httpx2.BaseTransport):
         return bridge.respond(library, response, lambda: bridge.sync_stream(library, call))
 
     def close(self) -> None:
-        """Close the inner transport."""
+        """Close the inner transport, and the engine if it is this one's own."""
         _close_all(self._inners.dropped())
         for inner in self._inners.take():
             inner.close()
+        if self._owns_engine:
+            self.engine.close()
 
 
 class AsyncResilientTransport(_Resilient, httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):
@@ -171,9 +174,11 @@ class AsyncResilientTransport(_Resilient, httpx.AsyncBaseTransport, httpx2.Async
         return bridge.respond(library, response, lambda: bridge.async_stream(library, call))
 
     async def aclose(self) -> None:
-        """Close the inner transport."""
+        """Close the inner transport, and the engine if it is this one's own."""
         for inner in self._inners.take():
             await inner.aclose()
+        if self._owns_engine:
+            self.engine.close()
 
 
 def _check_proxy(inner: object, proxy: str | None) -> None:

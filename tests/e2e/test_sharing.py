@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from deepseek_resilient.lab import LabProcess
 
+    from .faces import Face
+
 SHARING = Policy(cache=CachePolicy())
 
 
@@ -203,3 +205,43 @@ def test_answers_outlive_the_client_on_disk(lab: LabProcess, tmp_path: Path) -> 
     """Another client, another engine, the same file: a hit."""
     assert [None, "hit"] == asyncio.run(_ask_twice(lab, tmp_path / "answers.db"))
     assert 1 == attempts(lab)
+
+
+def test_who_closes_a_client_closes_its_file(face: Face, tmp_path: Path) -> None:
+    """The log is in the file then; an engine that is shared keeps it open for the others."""
+    cached = Policy(cache=CachePolicy(path=str(tmp_path / "answers.db")))
+
+    def files() -> list[str]:
+        return sorted(file.name for file in tmp_path.iterdir())
+
+    client = face.new(policy=cached)
+    face.text(temperature=0)
+    assert ["answers.db", "answers.db-shm", "answers.db-wal"] == files()
+    face.close(client)
+    assert ["answers.db"] == files()
+    engine = Engine(cached)
+    client = face.new(engine=engine)
+    face.text(temperature=0)
+    face.close(client)
+    assert 3 == len(files())
+    engine.close()
+    assert ["answers.db"] == files()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_who_closes_a_transport_closes_its_file(lab: LabProcess, tmp_path: Path, asynchronous: bool) -> None:
+    """Where the engine is its own."""
+    cached = Policy(cache=CachePolicy(path=str(tmp_path / "answers.db")))
+    headers, url = {"authorization": "Bearer k"}, lab.base_url + "/chat/completions"
+
+    async def one() -> None:
+        transport = AsyncResilientTransport(policy=cached)
+        async with httpx2.AsyncClient(transport=transport, headers=headers, timeout=60) as client:
+            await client.post(url, content=ask())
+
+    if asynchronous:
+        asyncio.run(one())
+    else:
+        with httpx2.Client(transport=ResilientTransport(policy=cached), headers=headers, timeout=60) as client:
+            client.post(url, content=ask())
+    assert ["answers.db"] == [file.name for file in tmp_path.iterdir()]
