@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_LONGEST = 200
+"""A value of more characters is cut in a message."""
+
+
 class ResilienceError(Exception):
     """The root of the tree."""
 
@@ -38,7 +42,10 @@ class ConfigError(ResilienceError, ValueError):
     """A setting has a wrong value. The message names the field, the value and what is allowed."""
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
-        super().__init__(f"{field}={value!r}: must be {allowed}")
+        shown = repr(value)
+        if len(shown) > _LONGEST:
+            shown = shown[: _LONGEST - 3] + "..."
+        super().__init__(f"{field}={shown}: must be {allowed}")
         self.field = field
         self.value = value
         self.allowed = allowed

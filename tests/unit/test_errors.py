@@ -124,3 +124,10 @@ def test_a_refusal_is_an_http_answer(error, status, code, retry_after):
         fields.get(b"retry-after"),
     )  # fmt: skip
     assert error is response.extensions["resilience_error"]
+
+
+def test_a_long_value_is_cut_in_the_message():
+    """Two hundred characters of it say which it is; the value itself is whole."""
+    error = ConfigError("Policy.retry", "x" * 1000, "short")
+    assert f"Policy.retry='{'x' * 196}...: must be short" == str(error)
+    assert "x" * 1000 == error.value

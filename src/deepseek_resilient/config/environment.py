@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import Field, fields, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import tenacity
@@ -60,7 +61,9 @@ def _set_from_env(policy: Policy, variable: str, text: str) -> Policy:
     if part_name in _SWITCHED and part is None:
         raise ConfigError(variable, text, f"left unset while the {part_name} is off")
     if key not in types:
-        raise ConfigError(variable, text, f"one of the known names ({', '.join(known())})")
+        closest = get_close_matches(variable, known(), n=1)
+        meant = f"; {closest[0]} is meant, perhaps" if closest else ""
+        raise ConfigError(variable, text, f"left out: no setting has that name{meant} (docs/reference.md has them all)")
     try:
         changed = replace(owner, **{key: _parse(types[key], text)})
     except ConfigError as error:
