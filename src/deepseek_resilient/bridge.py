@@ -86,9 +86,10 @@ class Inners:
     One that was made here is made anew in a forked child: two processes must not talk over the same connections.
     """
 
-    def __init__(self, given: Any, make: Callable[[Library], Any]) -> None:
+    def __init__(self, given: Any, make: Callable[[Library], Any], make_direct: Callable[[Library], Any]) -> None:
         self._given = None if given is None else (given, library_of(given))
         self._make = make
+        self._make_direct = make_direct
         self._made: dict[tuple[Library, int], Any] = {}
         self._dropped: dict[int, deque[Dropped]] = {}
 
@@ -102,6 +103,14 @@ class Inners:
             inner = self._made.setdefault(key, self._make(library))
         return inner, library_of(inner)
 
+    def direct(self, library: Library) -> tuple[Any, Library]:
+        """The same without a proxy, for requests to this machine."""
+        key = (library, -os.getpid())
+        inner = self._made.get(key)
+        if inner is None:
+            inner = self._made.setdefault(key, self._make_direct(library))
+        return inner, library_of(inner)
+
     def dropped(self) -> deque[Dropped]:
         """Calls that were dropped in this process without being closed, still to be closed."""
         return self._dropped.setdefault(os.getpid(), deque())
@@ -109,8 +118,8 @@ class Inners:
     def take(self) -> list[Any]:
         """The inner transports of this process, to be closed."""
         made, self._made = self._made, {}
-        own = [inner for (_, pid), inner in made.items() if pid == os.getpid()]
-        return own if self._given is None else [self._given[0]]
+        own = [inner for (_, pid), inner in made.items() if abs(pid) == os.getpid()]
+        return own if self._given is None else [*own, self._given[0]]
 
 
 def must_be_read(library: Library, request: Any) -> bool:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from deepseek_resilient.config import CachePolicy
     from deepseek_resilient.core.effects import CallCoroutine
+    from deepseek_resilient.core.fallback import Local
     from deepseek_resilient.core.ledger import Ledger
     from deepseek_resilient.core.messages import Request
     from deepseek_resilient.core.routing import Router
@@ -76,6 +77,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         random: Random | None = None,
+        local: Local | None = None,
     ) -> None:
         if policy is not None and not isinstance(policy, Policy):
             raise ConfigError("policy", policy, "a deepseek_resilient.Policy, or None for the defaults")
@@ -89,6 +91,7 @@ class Engine:
             "breaker_listeners": tuple(breaker_listeners),
             "breaker_storage": breaker_storage,
             "store": _store_of(self._policy.cache, wall, clock),
+            "local": local,
         }
         self._runtime = Runtime(self._policy, random=random or _fresh_random(), **self._options)
         _engines.add(self)

@@ -221,6 +221,15 @@ class CallRefused(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class LocalDeclined(Event):
+    """The model on this machine was not asked, for what it cannot do: "tools", "json", "answers", "content", "prefix",
+    "messages" or "too_long"."""
+
+    call: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class CallEnded(Event):
     """A call is over: its last verdict (or how its answer was reused), attempts, seconds in all and seconds spent
     waiting between attempts."""
@@ -242,6 +251,7 @@ _LEVELS: dict[type[Event], int] = {
     RetriesAbove: logging.WARNING,
     CallSimplified: logging.INFO,
     StreamContinued: logging.INFO,
+    LocalDeclined: logging.INFO,
     CallRefused: logging.INFO,
     RetryScheduled: logging.INFO,
     RetryStopped: logging.INFO,

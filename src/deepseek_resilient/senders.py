@@ -8,6 +8,7 @@ asyncio the driver bounds every await itself and the library gets a connect limi
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from deepseek_resilient.bridge import (
@@ -23,12 +24,15 @@ from deepseek_resilient.core.messages import RawHeaders, Reply
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
     from deepseek_resilient.core.effects import Read, Send
     from deepseek_resilient.core.messages import Failure
 
 _SHORTEST = 0.001
+
+Direct = Callable[[], tuple[Any, Library]]
+"""The transport for requests to this machine, and its library."""
 
 
 class _Open:
@@ -50,24 +54,28 @@ class HttpSender:
     thread holds the locks of the inner transport's pool, or a listener's.
     """
 
-    __slots__ = ("_clock", "_dropped", "_inner", "_library")
+    __slots__ = ("_clock", "_direct", "_dropped", "_inner", "_library")
 
-    def __init__(self, inner: Any, library: Library, clock: Callable[[], float], dropped: deque[Dropped]) -> None:
+    def __init__(
+        self, inner: Any, library: Library, clock: Callable[[], float], dropped: deque[Dropped], direct: Direct
+    ) -> None:
         self._inner = inner
+        self._direct = direct
         self._library = library
         self._clock = clock
         self._dropped = dropped
 
     def send(self, effect: Send) -> Reply | Failure:
         """The head of the reply, or how sending failed."""
-        native = _native(self._library, effect, iter, self._clock)
+        inner, library = self._direct() if effect.request.direct else (self._inner, self._library)
+        native = _native(library, effect, iter, self._clock)
         limits = None
         if effect.bounded:
             left = None if effect.until is None else max(effect.until - self._clock(), _SHORTEST)
             limits = {"connect": _least(effect.connect, left), "read": left, "write": left, "pool": left}
             native.extensions = {**native.extensions, "timeout": limits}
         try:
-            response = self._inner.handle_request(native)
+            response = inner.handle_request(native)
         except Exception as error:
             return _failure_or_raise(error)
         opened = _Open(response, limits, effect.patience)
@@ -105,21 +113,23 @@ class HttpSender:
 class AsyncHttpSender:
     """Sends through an asynchronous transport. One per call; holds no state of its own."""
 
-    __slots__ = ("_clock", "_inner", "_library")
+    __slots__ = ("_clock", "_direct", "_inner", "_library")
 
-    def __init__(self, inner: Any, library: Library, clock: Callable[[], float]) -> None:
+    def __init__(self, inner: Any, library: Library, clock: Callable[[], float], direct: Direct) -> None:
         self._inner = inner
+        self._direct = direct
         self._library = library
         self._clock = clock
 
     async def send(self, effect: Send) -> Reply | Failure:
         """The head of the reply, or how sending failed."""
-        native = _native(self._library, effect, aiter, self._clock)
+        inner, library = self._direct() if effect.request.direct else (self._inner, self._library)
+        native = _native(library, effect, aiter, self._clock)
         if effect.bounded:
             limits = {"connect": effect.connect, "read": None, "write": None, "pool": None}
             native.extensions = {**native.extensions, "timeout": limits}
         try:
-            response = await self._inner.handle_async_request(native)
+            response = await inner.handle_async_request(native)
         except Exception as error:
             return _failure_or_raise(error)
         headers = _foreign(response.headers.raw)

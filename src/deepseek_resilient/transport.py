@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -83,7 +84,9 @@ class ResilientTransport(_Resilient, httpx.BaseTransport, httpx2.BaseTransport):
             raise ConfigError("inner", inner, "a transport with handle_request, such as httpx.HTTPTransport()")
         _check_proxy(inner, proxy)
         self._inners = bridge.Inners(
-            inner, lambda library: library.HTTPTransport(limits=bridge.limits_of(library), proxy=proxy)
+            inner,
+            lambda library: library.HTTPTransport(limits=bridge.limits_of(library), proxy=proxy),
+            lambda library: library.HTTPTransport(limits=bridge.limits_of(library)),
         )
 
     def handle_request(self, request: Any) -> Any:
@@ -104,7 +107,7 @@ class ResilientTransport(_Resilient, httpx.BaseTransport, httpx2.BaseTransport):
 
         call = ThreadCall(
             engine.call(core_request, **limits),
-            HttpSender(inner, inner_library, engine.clock, dropped),
+            HttpSender(inner, inner_library, engine.clock, dropped, partial(self._inners.direct, library)),
             clock=engine.clock,
             sleep=time.sleep,
             raise_as=raise_as,
@@ -146,7 +149,7 @@ class AsyncResilientTransport(_Resilient, httpx.AsyncBaseTransport, httpx2.Async
                 "inner", inner, "a transport with handle_async_request, such as httpx.AsyncHTTPTransport()"
             )
         _check_proxy(inner, proxy)
-        self._inners = bridge.Inners(inner, lambda _: _asynchronous(proxy))
+        self._inners = bridge.Inners(inner, lambda _: _asynchronous(proxy), lambda _: _asynchronous(None))
 
     async def handle_async_request(self, request: Any) -> Any:
         """Make the call. Raises what the inner transport would, or our exceptions in the same library's tree."""
@@ -163,7 +166,7 @@ class AsyncResilientTransport(_Resilient, httpx.AsyncBaseTransport, httpx2.Async
 
         call = AioCall(
             engine.call(core_request, **limits),
-            AsyncHttpSender(inner, inner_library, engine.clock),
+            AsyncHttpSender(inner, inner_library, engine.clock, partial(self._inners.direct, library)),
             clock=engine.clock,
             raise_as=raise_as,
         )

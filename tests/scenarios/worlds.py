@@ -18,7 +18,9 @@ import httpx2
 
 from deepseek_resilient import Engine, Policy
 from deepseek_resilient.bridge import prepare
+from deepseek_resilient.config import LocalPolicy
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Response
+from deepseek_resilient.core.waiting import Bell
 from deepseek_resilient.drivers.aio import AioCall
 from deepseek_resilient.drivers.scheduler import VirtualScheduler
 from deepseek_resilient.drivers.simulator import Inbox, SimulatedCall, VirtualSender
@@ -74,6 +76,83 @@ class Caller:
 
 
 @dataclass(frozen=True)
+class LocalWorld:
+    """A model on this machine: from when on it is ready or hopeless, how long its start takes, the faults it meets.
+
+    `states` are given from outside; "woken" is ready `start` seconds after the first who wants it.
+    """
+
+    states: tuple[tuple[float, str], ...] = ((0.0, "ready"),)
+    start: float = 2.0
+    next: tuple[str, ...] = ()
+    policy: LocalPolicy = field(default_factory=LocalPolicy)
+    engine: str = "llamacpp"
+
+
+class VirtualLease:
+    """A hold on the virtual local model."""
+
+    def __init__(self, local: VirtualLocal) -> None:
+        self.base_url, self.api_key, self.model = "https://local/v1", "k", "tiny"
+        self.engine = local.world.engine
+        self._local = local
+
+    def release(self) -> None:
+        self._local.held -= 1
+
+
+class VirtualLocal:
+    """The local model of a world: what `core/fallback.py` sees of one, in virtual time."""
+
+    def __init__(self, world: LocalWorld, scheduler: Any) -> None:
+        self.world, self.policy, self.scheduler = world, world.policy, scheduler
+        self.state = "cold"
+        self.held = self.wakes = self.risks = 0
+        self._bells: list[Bell] = []
+        for at, state in world.states:
+            scheduler.call_at(at, self.become, state)
+
+    def become(self, state: str) -> None:
+        self.state = state
+        bells, self._bells = self._bells, []
+        for bell in bells:
+            bell.ring()
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "ready"
+
+    @property
+    def hopeless(self) -> bool:
+        return self.state == "hopeless"
+
+    def try_acquire(self) -> VirtualLease | None:
+        if not self.ready:
+            return None
+        self.held += 1
+        return VirtualLease(self)
+
+    def wake(self) -> None:
+        self.wakes += 1
+        if self.state == "cold":
+            self.state = "starting"
+            self.scheduler.call_at(self.scheduler.time() + self.world.start, self.become, "ready")
+
+    def on_risk(self) -> None:
+        self.risks += 1
+        if self.policy.warm == "on_risk":
+            self.wake()
+
+    def listen(self) -> Bell:
+        bell = Bell()
+        if self.ready or self.hopeless:
+            bell.ring()
+        else:
+            self._bells.append(bell)
+        return bell
+
+
+@dataclass(frozen=True)
 class Scenario:
     """What happens at the server, who calls, and by what policy.
 
@@ -89,6 +168,7 @@ class Scenario:
     seed: int = 7
     servers: dict[str, tuple[tuple[str, float, float], ...]] = field(default_factory=dict)
     changes: tuple[tuple[float, Callable[[Engine], object]], ...] = ()
+    local: LocalWorld | None = None
 
 
 @dataclass
@@ -135,6 +215,7 @@ class Run:
     servers: dict[str, dict[str, Any]]
     asked: list[dict[str, Any]]
     engine: Engine
+    local: VirtualLocal | None
 
 
 class _Failed(Exception):
@@ -167,6 +248,12 @@ class _World:
                 windows=[Window(Fault.parse(text), start, lasts) for text, start, lasts in windows],
             )
             faults = ()
+        self.local: VirtualLocal | None = None
+        if scenario.local is not None:
+            self.local = VirtualLocal(scenario.local, scheduler)
+            changed = settings.changed({"models": ["tiny"]})
+            self.models["local"] = SimulatedDeepSeek(scheduler, changed, seed=scenario.seed)
+            self.models["local"].set_script(next=[Fault.parse(text) for text in scenario.local.next])
         self._servers = Servers(self.models)
         self.asked: list[dict[str, Any]] = []
         self.trace: list[str] = []
@@ -176,6 +263,7 @@ class _World:
             clock=scheduler.time,
             wall=lambda: scheduler.time() + EPOCH,
             random=Random(scenario.seed),
+            local=self.local,
         )
         self.seen = [Seen() for _ in scenario.callers]
         for at, change in scenario.changes:
@@ -199,7 +287,8 @@ class _World:
         for server, model in self.models.items():
             counts = model.statistics()
             servers[server] = {name: counts[name] for name in names}
-        return Run(self.trace, self.seen, next(iter(servers.values())), servers, self.asked, self.engine)
+        assert self.local is None or self.local.held == 0
+        return Run(self.trace, self.seen, next(iter(servers.values())), servers, self.asked, self.engine, self.local)
 
 
 def run_simulated(scenario: Scenario) -> Run:

@@ -13,6 +13,7 @@ from deepseek_resilient.config.cache import CachePolicy
 from deepseek_resilient.config.guard import GuardPolicy, TenantLimits
 from deepseek_resilient.config.hedge import HedgePolicy
 from deepseek_resilient.config.ledger import LedgerPolicy, Price
+from deepseek_resilient.config.local import LocalPolicy
 from deepseek_resilient.config.policy import Policy
 from deepseek_resilient.config.quality import (
     AdmissionPolicy,
@@ -51,6 +52,7 @@ __all__ = [
     "HedgePolicy",
     "LadderPolicy",
     "LedgerPolicy",
+    "LocalPolicy",
     "LowerEffort",
     "Policy",
     "Price",

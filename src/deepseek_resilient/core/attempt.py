@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deepseek_resilient.core.limit import Sample, size_class
-from deepseek_resilient.core.verdict import NEVER_SENT, OK, Verdict, VerdictKind
+from deepseek_resilient.core.verdict import FAILURES, NEVER_SENT, OK, Verdict, VerdictKind
 from deepseek_resilient.events import (
     AttemptAbandoned,
     AttemptCharged,
@@ -114,6 +114,8 @@ class Attempt:
             self._tell_charge()
         if verdict is not OK and self._target is not None:
             self._teach_gate(self._target, verdict, now)
+        if runtime.local is not None and verdict.kind in FAILURES and not call.local and self._fails_often(now):
+            runtime.local.on_risk()
 
     def abandon(self) -> None:
         """The caller went away; that says nothing of the target. Does nothing after `settle`."""
@@ -153,6 +155,9 @@ class Attempt:
                     charge.billed, charge.estimated,
                 )
             )  # fmt: skip
+
+    def _fails_often(self, now: float) -> bool:
+        return self._breaker is None or self._breaker.is_near(now)
 
     def _learn(self, now: float) -> None:
         if self.runtime.hedges is not None and self.call.info.dialect.is_inference:

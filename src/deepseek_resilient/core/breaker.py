@@ -133,6 +133,13 @@ class Breaker:
         if self._untold:
             self._tell()
 
+    def is_near(self, now: float) -> bool:
+        """Whether half of what opens the circuit has come together, or it is open."""
+        seen = self.statistics(now)
+        policy = self._policy
+        share = 2 * seen.failures >= policy.failure_ratio * seen.attempts
+        return seen.state != CLOSED or (share and 2 * seen.attempts >= policy.minimum_throughput)
+
     def show_life(self, permit: Permit, now: float) -> None:
         """The first content of a stream came: enough to count a probe as good, long before its stream has ended."""
         if permit.probe:

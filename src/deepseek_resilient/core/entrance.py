@@ -18,6 +18,7 @@ from deepseek_resilient.core.breaker import NO_PERMIT
 from deepseek_resilient.core.effects import Sleep, Wait
 from deepseek_resilient.core.ladder import simplify, steps
 from deepseek_resilient.core.rate import Reservation, TooLarge
+from deepseek_resilient.core.target import ALL_ACCOUNTS
 from deepseek_resilient.core.tokens import estimate_request
 from deepseek_resilient.errors import (
     CircuitOpenError,
@@ -111,6 +112,14 @@ async def _route(runtime: Runtime, call: Call, router: Router) -> Entry | Reject
     return min(refused.values(), key=lambda error: error.retry_after or 0.0) if refused else _nobody(runtime, router)
 
 
+async def enter_local(runtime: Runtime, call: Call, upstream: Upstream) -> Entry | RejectedError:
+    """The next attempt of `call`, at the model on this machine."""
+    entered = await _enter_at(runtime, call, upstream, patient=True)
+    if isinstance(entered, Entry):
+        entered.request.direct = True
+    return entered
+
+
 def _give_back(runtime: Runtime, call: Call, entry: Entry) -> None:
     now, target = runtime.clock(), cast("Target", entry.target)
     _release(target, entry.permit)
@@ -151,7 +160,7 @@ async def _enter_at(runtime: Runtime, call: Call, upstream: Upstream | None, *, 
         taken = steps(runtime.policy.ladder, level, call.priority)
         if _REFUSE in taken or (call.has_stale and not call.continued and _STALE in taken):
             return _shed_error(call, target, load, target.admission.dwell)
-        fields = _simplify(runtime, call, level) if taken and not call.continued else None
+        fields = _simplify(runtime, call, level) if taken and not (call.continued or call.local) else None
     entered: RejectedError | tuple[Permit, Reservation | None] | None = None
     if fields is not None and "model" in call.simplified:
         cheaper = _target_of(runtime, call, upstream, str(fields["model"]))
@@ -186,6 +195,8 @@ def _target_of(runtime: Runtime, call: Call, upstream: Upstream | None, model: s
     request = call.request
     if upstream is None:
         return runtime.targets.get(request.origin, request.account, model)
+    if upstream.kind == "local" and call.local:  # its port and key change with each start
+        return runtime.targets.get("local", ALL_ACCOUNTS, model, "local", upstream.max_concurrency)
     account = hash(upstream.api_key) if upstream.api_key else request.account
     return runtime.targets.get(
         upstream.base_url, account, upstream.model(model), upstream.name, upstream.max_concurrency

@@ -26,11 +26,12 @@ class Request:
     `replayable` is False when the body can be read only once: such a request is sent at most once. `adapt` makes a
     request like it with another body, at another path, for another upstream (None: the same address). `encoded` bodies
     cannot be read. `variant` is what else the answer depends on: the query, some headers. `plain` ones want an answer
-    without a content encoding.
+    without a content encoding; `direct` ones go through no proxy.
     """
 
     __slots__ = (
-        "account", "adapt", "body", "encoded", "method", "native", "origin", "path", "plain", "replayable", "variant",
+        "account", "adapt", "body", "direct", "encoded", "method", "native", "origin", "path", "plain", "replayable",
+        "variant",
     )  # fmt: skip
 
     def __init__(
@@ -50,7 +51,7 @@ class Request:
         self.adapt = adapt
         self.encoded = encoded
         self.variant = variant
-        self.plain = False
+        self.plain = self.direct = False
         self.method = method
         self.origin = origin
         self.path = path

@@ -15,6 +15,7 @@
               │                  └ core/retry.py, core/budget.py               again? when? who pays?
               └ core/guard.py; core/runtime.py (Call)                          would the server refuse it anyway?
 
+Around both: core/fallback.py, where the model on this machine answers for remote targets that do not.
 Between guard and retry: core/sharing.py (core/cache.py, core/flight.py), where a known answer ends the call.
 Around retry: core/hedge.py, which begins a second one beside a first that is late.
 
@@ -32,7 +33,8 @@ from deepseek_resilient import wire
 from deepseek_resilient.core import verdict as judge
 from deepseek_resilient.core.attempt import Attempt
 from deepseek_resilient.core.effects import Emit, Read, Respond, Send, Sleep
-from deepseek_resilient.core.entrance import enter
+from deepseek_resilient.core.entrance import Entry, enter
+from deepseek_resilient.core.fallback import with_local
 from deepseek_resilient.core.flight import is_failure
 from deepseek_resilient.core.guard import inspect
 from deepseek_resilient.core.hedge import hedged
@@ -42,6 +44,7 @@ from deepseek_resilient.core.retry import next_delay
 from deepseek_resilient.core.seam import make_seam
 from deepseek_resilient.core.sharing import answer, key_of
 from deepseek_resilient.core.stream import Decoder, relay
+from deepseek_resilient.core.think import tell_apart
 from deepseek_resilient.errors import InvalidRequestError, OverloadedError, RejectedError
 from deepseek_resilient.events import CallEnded, CallRefused, CallStarted, RetryScheduled, RetryStopped
 from deepseek_resilient.usage import usage_of
@@ -106,6 +109,18 @@ def _inspect(runtime: Runtime, call: Call) -> RejectedError | None:
 async def _lead(runtime: Runtime, call: Call) -> Outcome:
     """Ask for the answer."""
     runtime.budget.deposit()
+    if runtime.local is None:
+        return await _remote(runtime, call)
+    return await with_local(runtime, call, runtime.local, partial(_remote, runtime), _locally)
+
+
+async def _locally(runtime: Runtime, call: Call, entry: Entry) -> tuple[Outcome, Attempt]:
+    """One attempt at the local model."""
+    outcome, attempt = await _once(runtime, call, entry)
+    return _finish(call, outcome), attempt
+
+
+async def _remote(runtime: Runtime, call: Call) -> Outcome:
     hedges = runtime.hedges
     delay = None if hedges is None else hedges.delay(call)
     if hedges is None or delay is None:
@@ -125,14 +140,8 @@ async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
                 if outcome is None or verdict is None:
                     return _finish(call, _refuse(runtime, call, entry))
                 return _stop(runtime, call, outcome, entry.step, verdict.reason)
-            call.fields = None
-            attempt = Attempt(runtime, call, entry)
             paid = False
-            try:
-                attempt.announce()
-                outcome = await _send(runtime, call, attempt)
-            finally:
-                attempt.abandon()
+            outcome, attempt = await _once(runtime, call, entry)
             verdict = attempt.verdict
             if verdict is None or verdict.kind is judge.VerdictKind.OK or outcome is None:
                 return _finish(call, outcome)
@@ -149,6 +158,16 @@ async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
     finally:
         if paid:
             runtime.budget.refund()
+
+
+async def _once(runtime: Runtime, call: Call, entry: Entry) -> tuple[Outcome, Attempt]:
+    call.fields = None
+    attempt = Attempt(runtime, call, entry)
+    try:
+        attempt.announce()
+        return await _send(runtime, call, attempt), attempt
+    finally:
+        attempt.abandon()
 
 
 async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
@@ -192,10 +211,18 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
         reason = "a 200 without an answer" if verdict.reason == "blank_200" else f"a 200 with {verdict.reason}"
         return response_of(OverloadedError(f"{call.target} sent {reason}", step="retry"))
     headers = reply.headers
-    if call.simplified and verdict.kind is judge.VerdictKind.OK and decoder.readable:
-        body = wire.mark(readable, simplified=call.simplified)
+    said = _said(call)
+    if said and verdict.kind is judge.VerdictKind.OK and decoder.readable:
+        body = wire.mark(tell_apart(readable) if call.local else readable, **said)
         headers = [pair for pair in headers if pair[0].lower() not in _OF_THE_BODY]
     return Response(reply.status, headers, body, reply.extensions)
+
+
+def _said(call: Call) -> dict[str, object]:
+    """What an answer says of itself in its body."""
+    if call.local:
+        return {"local": call.local, "left_out": call.left_out}
+    return {"simplified": call.simplified} if call.simplified else {}
 
 
 async def _pass_through(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
@@ -280,6 +307,7 @@ def _dress(call: Call, response: Response) -> Response:
     response.headers = [
         *response.headers,
         *([(b"x-resilient-simplified", ",".join(call.simplified).encode())] if call.simplified else ()),
+        *([(b"x-resilient-local", call.local.encode("ascii", "replace"))] if call.local else ()),
         (b"x-resilient-attempts", str(call.attempts).encode()),
         (b"x-resilient-target", call.target.encode("ascii", "replace")),
         (b"x-resilient-verdicts", ",".join(call.verdicts).encode()),

@@ -26,6 +26,7 @@ from deepseek_resilient.core.rate import RateLimiter, RateStatistics
 from deepseek_resilient.core.routing import Router, UpstreamStatistics
 from deepseek_resilient.core.sharing import Sharing, Store, make_sharing
 from deepseek_resilient.core.target import ServedModel, Target, Targets
+from deepseek_resilient.core.think import ThoughtStream
 from deepseek_resilient.events import CircuitChanged, Listeners, LoadChanged
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.attempt import Attempt
     from deepseek_resilient.core.bill import CallRecord, LedgerTotals
     from deepseek_resilient.core.cache import CacheStatistics
+    from deepseek_resilient.core.fallback import Local
     from deepseek_resilient.core.messages import Request
     from deepseek_resilient.core.seam import Seam
     from deepseek_resilient.wire import CallInfo
@@ -48,9 +50,10 @@ class Call:
     """One call from beginning to end. Belongs to whoever drives it; never shared."""
 
     __slots__ = (
-        "attempt", "attempts", "caching", "connect", "deadline", "dice", "fields", "has_stale", "info", "max_retries",
-        "number", "owed", "priority", "record", "request", "retries_above", "seam", "second", "simplified", "size",
-        "source", "started", "target", "tenant", "tokens", "told", "tried", "verdicts", "waited",
+        "attempt", "attempts", "caching", "connect", "deadline", "dice", "fields", "has_stale", "info", "left_out",
+        "lens", "local", "max_retries", "number", "owed", "priority", "record", "request", "retries_above", "seam",
+        "second", "simplified", "size", "source", "started", "target", "tenant", "tokens", "told", "tried", "verdicts",
+        "waited",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +86,9 @@ class Call:
         self.record: CallRecord | None = None
         self.second = False
         self.seam: Seam | None = None
+        self.local = ""
+        self.left_out = 0
+        self.lens: ThoughtStream | None = None
         self.waited = 0.0
         self.target = ""
         self.told = False
@@ -99,6 +105,13 @@ class Call:
         if not isinstance(self.fields, dict):
             self.fields = wire.fields_of(self.request.body)
         return self.fields
+
+    def begin_local(self, request: Request, model: str, left_out: int) -> None:
+        """It is put to the local model, with so many messages left out."""
+        self.request, self.fields, self.seam = request, None, None
+        self.local, self.left_out, self.lens = model, left_out, ThoughtStream()
+        self.info = self.info._replace(model=model)
+        self.tokens, self.size = None, len(request.body) // 4
 
     @property
     def continued(self) -> bool:
@@ -155,12 +168,14 @@ class Runtime:
         breaker_listeners: tuple[Any, ...] = (),
         breaker_storage: Callable[[str], pybreaker.CircuitBreakerStorage] | None = None,
         store: Store | None = None,
+        local: Local | None = None,
     ) -> None:
         self.policy = policy
         self.clock = clock
         self.wall = wall
         self.random = random
         self.listeners = listeners
+        self.local = local
         self.count_tokens = count_tokens
         self.budget = RetryBudget(policy.budget, make_lock(), clock())
         self.targets = Targets(self._make_target, make_lock())
@@ -260,6 +275,8 @@ class Runtime:
             return None
 
         def changed(at: float, old: int, new: int, load: float) -> None:
+            if new > 0 and self.local is not None:
+                self.local.on_risk()
             self.listeners.emit(LoadChanged(at, name, old, new, load))
 
         return Admission(policy, LoadMeter(policy, self._make_lock(), self.clock(), changed), self.random)

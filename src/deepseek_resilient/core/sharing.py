@@ -292,7 +292,7 @@ def _headers(call: Call, how: str) -> RawHeaders:
 def _keepable(runtime: Runtime, flight: Flight, last: bytes, outcome: Outcome) -> Answer | None:
     """The answer, if it is a whole and good one, as it was asked for."""
     call = flight.call
-    if call.simplified or call.continued or isinstance(outcome, Failure):
+    if call.simplified or call.continued or call.local or isinstance(outcome, Failure):
         return None
     if not call.verdicts or call.verdicts[-1] != VerdictKind.OK:
         return None

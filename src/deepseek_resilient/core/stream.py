@@ -195,6 +195,7 @@ async def relay(
     if call.seam is not None and not call.continued and not decoder.transparent:
         call.seam = None  # nothing can be put into the midst of encoded bytes
     seam = call.seam
+    lens = call.lens if decoder.transparent and call.lens is not None else seam
     watch = attempt.watch = StreamWatch(call.info.dialect, decoder, runtime.policy.stream, seam)
     chunk = await _until_content(attempt, reply, watch, until)
     if not isinstance(chunk, bytes):
@@ -215,13 +216,13 @@ async def relay(
             now = runtime.clock()
             runtime.listeners.emit(StreamCommitted(now, call.number, call.attempts, now - attempt.started))
         await Respond(dress(Response(reply.status, reply.headers, None, reply.extensions)))
-    emit = Emit(chunk if seam is None else seam.take(chunk, bad=bad is not None), reply, patience=silence)
+    emit = Emit(chunk if lens is None else lens.take(chunk, bad=bad is not None), reply, patience=silence)
     emit.whole = attempt.verdict is not None
     while bad is None:
         chunk = await emit
         if chunk.__class__ is not bytes or not chunk:
             outcome = _end(attempt, watch, chunk)
-            if outcome is None and seam is not None and (rest := seam.rest()):
+            if outcome is None and lens is not None and (rest := lens.rest()):
                 await Emit(rest, None, patience=None)
             return outcome
         try:
@@ -229,9 +230,9 @@ async def relay(
         except EventStreamError as error:
             await Discard(reply)
             return _end(attempt, watch, Failure(FailureKind.BROKEN, str(error)))
-        if seam is not None:
+        if lens is not None:
             bad = _bad_end(attempt, reply, watch) if found & BAD else None
-            chunk = seam.take(chunk, bad=bad is not None)
+            chunk = lens.take(chunk, bad=bad is not None)
         if found and attempt.verdict is None and watch.ended and bad is None:
             _settle_at_end(attempt, watch)
             emit.whole = True

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_TARGETS = 1024
 MAX_ACCOUNTS = 4096
+ALL_ACCOUNTS = -1
+"""What stands for one account where all have the same target."""
 
 
 class ServedModel:
@@ -64,7 +66,7 @@ class Targets:
         self._next_account = 1
 
     def get(self, origin: str, account: int, model: str, name: str = "", most: int | None = None) -> Target:
-        """The target of that address, account (any hash of the credentials; 0 = none) and model.
+        """The target of that address, account (any hash of the credentials; 0 = none, or `ALL_ACCOUNTS`) and model.
 
         `name` is what the address is called; "" for its host. At most `most` calls may be in flight to it.
         """
@@ -81,7 +83,7 @@ class Targets:
             return list(self._known.values())
 
     def _name(self, origin: str, account: int, model: str) -> str:
-        ordinal = self._accounts.get(account)
+        ordinal = 1 if account == ALL_ACCOUNTS else self._accounts.get(account)
         if ordinal is None:
             ordinal = self._accounts[account] = self._next_account
             self._next_account += 1

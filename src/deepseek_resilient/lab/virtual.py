@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from deepseek_resilient import wire
 from deepseek_resilient.core.messages import Failure, FailureKind, Request
 from deepseek_resilient.lab.exchange import Exchange, LabRequest
 
@@ -29,7 +31,10 @@ def _request(method: str, origin: str, path: str, body: bytes, account: int, hea
 
 
 def _adapt(request: Request, body: bytes, upstream: Upstream | None, path: str) -> Request:
-    origin = request.origin if upstream is None else upstream.base_url
+    origin = request.origin
+    if upstream is not None:
+        parts = urlsplit(wire.address_of(upstream.base_url, path))
+        origin, path = f"{parts.scheme}://{parts.netloc}", parts.path
     return _request(request.method, origin, path, body, request.account, request.native)
 
 

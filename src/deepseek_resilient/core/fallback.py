@@ -1,0 +1,168 @@
+"""The last step of the ladder: a model on this machine answers where no remote target does.
+
+    remote targets ── an answer, or the caller's own fault ───────────────────────────── handed on
+                   └─ refused, failed, late ── stale answer, if there is one (sharing.py)
+                                            └─ the local model, if it can say it (plain.py), as one more target
+                                                 └─ not to be had, or failed ── what the remote targets came to
+
+While the local model is ready the remote targets have the call's time less the policy's `reserve`, so that something is
+left for it. One that is not ready is woken and waited for, as long as the call has time. An attempt that fails before
+its first content is made once more: the server may have died, and comes back. What the local model gives is never kept
+as an answer, and says so in its headers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from deepseek_resilient.config.routing import Upstream
+from deepseek_resilient.core.effects import Wait
+from deepseek_resilient.core.entrance import enter_local
+from deepseek_resilient.core.flight import is_failure
+from deepseek_resilient.core.plain import beyond, plain
+from deepseek_resilient.core.verdict import VerdictKind
+from deepseek_resilient.errors import RejectedError
+from deepseek_resilient.events import LocalDeclined
+from deepseek_resilient.wire import Dialect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+    from deepseek_resilient.config import LocalPolicy
+    from deepseek_resilient.core.attempt import Attempt
+    from deepseek_resilient.core.effects import Effect
+    from deepseek_resilient.core.entrance import Entry
+    from deepseek_resilient.core.messages import Failure, Response
+    from deepseek_resilient.core.runtime import Call, Runtime
+    from deepseek_resilient.core.waiting import Bell
+
+    Outcome = Response | Failure | None
+    Lead = Callable[[Call], Coroutine[Effect[Any], Any, Outcome]]
+    Once = Callable[[Runtime, Call, Entry], Coroutine[Effect[Any], Any, tuple[Outcome, Attempt]]]
+
+_TRIES = 2
+_PATH = "/chat/completions"
+_NO_KEY = "none"
+"""What a server that asks for no key gets: never the key of the call."""
+_WITH_JSON = ("llamacpp", "vllm")
+
+
+class Lease(Protocol):
+    """A hold on the local model for one call."""
+
+    @property
+    def base_url(self) -> str:
+        """Where it listens, with `/v1`."""
+
+    @property
+    def api_key(self) -> str | None:
+        """Its key, if it asks for one."""
+
+    @property
+    def model(self) -> str:
+        """What requests call it."""
+
+    @property
+    def engine(self) -> str:
+        """What runs it."""
+
+    def release(self) -> None:
+        """The call is over."""
+
+
+class Local(Protocol):
+    """The model on this machine, as the core sees it. Thread-safe; nothing of it blocks."""
+
+    @property
+    def policy(self) -> LocalPolicy:
+        """What it is to be."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be asked now."""
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it will not be ready soon: its start failed."""
+
+    def try_acquire(self) -> Lease | None:
+        """A hold for one call; None while it is not ready."""
+
+    def wake(self) -> None:
+        """It is wanted: begin to start, unless it runs."""
+
+    def on_risk(self) -> None:
+        """It may be wanted soon."""
+
+    def listen(self) -> Bell:
+        """What rings when it is ready or hopeless; rung if it is."""
+
+
+async def with_local(runtime: Runtime, call: Call, local: Local, lead: Lead, once: Once) -> Outcome:
+    """The outcome of `lead`; where that is a failure, the local model's."""
+    deadline, now = call.deadline, runtime.clock()
+    if call.info.dialect is not Dialect.CHAT or call.request.adapt is None or not call.request.replayable:
+        return await lead(call)
+    if deadline is not None and local.ready:
+        call.deadline = deadline - (deadline - now) * local.policy.reserve
+    outcome = await lead(call)
+    call.deadline = deadline
+    if not is_failure(outcome) or call.has_stale:
+        return outcome
+    answered = await _ask(runtime, call, local, once)
+    if answered is None or is_failure(answered[0]):
+        return outcome
+    return answered[0]
+
+
+async def _ask(runtime: Runtime, call: Call, local: Local, once: Once) -> tuple[Outcome] | None:
+    """What came of asking the local model; None where it is not to be had."""
+    request, fields = call.request, call.read()
+    why = beyond(fields, json=True)
+    if why:
+        return _decline(runtime, call, why)
+    for _ in range(_TRIES):
+        lease = await _acquire(call, local)
+        if lease is None:
+            return None
+        try:
+            policy = local.policy
+            json = lease.engine in _WITH_JSON
+            asked = plain(fields, lease.model, context=policy.context, json=json, count=runtime.count_tokens)
+            if isinstance(asked, str):
+                return _decline(runtime, call, asked)
+            key = lease.api_key or _NO_KEY
+            upstream = Upstream(
+                lease.base_url, name="local", api_key=key, kind="local", max_concurrency=policy.parallel
+            )  # fmt: skip
+            call.begin_local(request.adapted(asked.fields, None, _PATH), lease.model, asked.left_out)
+            entry = await enter_local(runtime, call, upstream)
+            if isinstance(entry, RejectedError):
+                return None
+            outcome, attempt = await once(runtime, call, entry)
+        finally:
+            lease.release()
+        verdict = attempt.verdict
+        if verdict is None or verdict.kind is VerdictKind.OK or attempt.first_content is not None:
+            return (outcome,)
+        if not verdict.retryable:
+            break
+    return None
+
+
+def _decline(runtime: Runtime, call: Call, why: str) -> None:
+    runtime.listeners.emit(LocalDeclined(runtime.clock(), call.number, why))
+
+
+async def _acquire(call: Call, local: Local) -> Lease | None:
+    """A hold on it, as soon as it is ready; None where it will not be in time."""
+    local.wake()
+    while True:
+        lease = local.try_acquire()
+        if lease is not None:
+            return lease
+        bell = local.listen()
+        await Wait(bell, until=call.deadline)
+        if local.hopeless or not bell.rung:
+            return None
