@@ -121,7 +121,8 @@ async def _ask(runtime: Runtime, call: Call, local: Local, once: Once) -> tuple[
     request, fields = call.request, call.read()
     why = beyond(fields, json=True)
     if why:
-        return _decline(runtime, call, why)
+        _decline(runtime, call, why)
+        return None
     for _ in range(_TRIES):
         lease = await _acquire(call, local)
         if lease is None:
@@ -131,7 +132,8 @@ async def _ask(runtime: Runtime, call: Call, local: Local, once: Once) -> tuple[
             json = lease.engine in _WITH_JSON
             asked = plain(fields, lease.model, context=policy.context, json=json, count=runtime.count_tokens)
             if isinstance(asked, str):
-                return _decline(runtime, call, asked)
+                _decline(runtime, call, asked)
+                return None
             key = lease.api_key or _NO_KEY
             upstream = Upstream(
                 lease.base_url, name="local", api_key=key, kind="local", max_concurrency=policy.parallel

@@ -20,33 +20,36 @@ _OPEN, _CLOSE = "<think>", "</think>"
 class Thought:
     """The text of one answer, told apart as it comes. Not thread-safe: one per answer."""
 
-    __slots__ = ("_began", "_held", "_over")
+    __slots__ = ("_began", "_fresh", "_held", "_over")
 
     def __init__(self) -> None:
-        self._began = self._over = False
+        self._began = self._over = self._fresh = False
         self._held = ""
 
     def feed(self, text: str, *, last: bool = False) -> tuple[str, str]:
-        """What of it is thought, and what is the answer; `last` says that no more will come."""
-        text = self._held + text
-        self._held = ""
-        if self._over or not text:
-            return "", text
+        """What of it is thought, and what is the answer; `last` says that no more will come. Line ends around the
+        thought are part of neither."""
+        text, self._held = self._held + text, ""
+        if self._over:
+            return "", self._answer(text)
         if not self._began:
             bare = text.lstrip()
-            if _OPEN.startswith(bare) and not last and bare != _OPEN:
+            if _OPEN.startswith(bare) and bare != _OPEN and not last:
                 self._held = text
                 return "", ""
             if not bare.startswith(_OPEN):
                 self._over = True
                 return "", text
-            self._began = True
-            text = bare.removeprefix(_OPEN).lstrip("\n")
+            self._began = self._fresh = True
+            text = bare.removeprefix(_OPEN)
+        if self._fresh:
+            text = text.lstrip("\n")
+            self._fresh = not text
         thought, tag, rest = text.partition(_CLOSE)
         if tag:
-            self._over = True
-            return thought.rstrip("\n"), rest.lstrip("\n")
-        kept = 0 if last else _begun(thought)
+            self._over = self._fresh = True
+            return thought.rstrip("\n"), self._answer(rest)
+        kept = 0 if last else _maybe_close(thought)
         self._held = thought[len(thought) - kept :]
         return thought[: len(thought) - kept], ""
 
@@ -54,13 +57,18 @@ class Thought:
         """The engine tells thought apart itself."""
         self._over = True
 
+    def _answer(self, text: str) -> str:
+        if self._fresh:
+            text = text.lstrip("\n")
+            self._fresh = not text
+        return text
 
-def _begun(text: str) -> int:
-    """How many characters at the end of `text` may be the beginning of the closing tag, or line ends before it."""
-    for size in range(min(len(_CLOSE) - 1, len(text)), 0, -1):
-        if _CLOSE.startswith(text[-size:]):
-            return size
-    return 0
+
+def _maybe_close(text: str) -> int:
+    """How many characters at the end of `text` may be the beginning of the closing tag, and line ends before it."""
+    size = next((n for n in range(min(len(_CLOSE) - 1, len(text)), 0, -1) if _CLOSE.startswith(text[-n:])), 0)
+    before = text[: len(text) - size]
+    return len(text) - len(before.rstrip("\n"))
 
 
 class ThoughtStream:
