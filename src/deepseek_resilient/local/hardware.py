@@ -36,8 +36,8 @@ class Gpu:
     Attributes:
         index: its number on the machine: NVML's, or that of its `card`; the number of the GPU for a MIG instance.
         total, free: bytes.
-        uuid: what to put into `CUDA_VISIBLE_DEVICES` or `ROCR_VISIBLE_DEVICES` for it alone to be used; empty for Apple,
-            and for an AMD GPU that has none.
+        uuid: what to put into `CUDA_VISIBLE_DEVICES` or `ROCR_VISIBLE_DEVICES` for it alone to be used; empty for
+            Apple, and for an AMD GPU that has none.
     """
 
     kind: Literal["nvidia", "amd", "apple"]
@@ -82,8 +82,8 @@ def detect(
 ) -> Hardware:
     """Look, now: free memory is that of this moment. Takes milliseconds; raises nothing.
 
-    `root` is where `/proc`, `/sys` and `/usr/sbin/sysctl` are looked for; `nvml` a module with NVML's functions instead of
-    `pynvml`; `system` and `architecture` are those of `platform` where they are not given.
+    `root` is where `/proc`, `/sys` and `/usr/sbin/sysctl` are looked for; `nvml` a module with NVML's functions instead
+    of `pynvml`; `system` and `architecture` are those of `platform` where they are not given.
     """
     system, architecture = system or platform.system(), architecture or platform.machine()
     machine = machines.look(root, system, architecture)

@@ -1,15 +1,15 @@
 """What of this machine's processors and memory a process may use.
 
-The operating system's figures are those of the whole machine; a container, a systemd slice or `taskset` grants less. So:
+The operating system's figures are those of the whole machine; a container, a systemd slice or `taskset` grants less:
 
     memory     = min(MemTotal, every limit of a control group above us)
     available  = min(MemAvailable, for each such group: limit - (usage - inactive_file))
     cores      = min(processors of our affinity, floor(quota / period) of each group above us), at least 1
 
 `usage - inactive_file` is the working set, as the kubelet computes it: files that were read once and can be dropped are
-no memory in use, and the file of a model is the largest of them. Both versions of control groups are read (`man 7
-cgroups`), from our own group up to the root. All figures are bytes. On macOS `sysctl` says how much memory there is; how
-much of it is free is not asked, and `UNIFIED_SHARE` of it is taken as available.
+no memory in use, and the file of a model is the largest of them. Both versions of control groups are read
+(`man 7 cgroups`), from our own group up to the root. All figures are bytes. On macOS `sysctl` says how much memory there
+is; how much of it is free is not asked, and `UNIFIED_SHARE` of it is taken as available.
 """
 
 from __future__ import annotations

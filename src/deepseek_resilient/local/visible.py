@@ -5,7 +5,7 @@ NVML and sysfs show every GPU of the machine; a CUDA or HIP program sees those o
 - not set: all; empty: none.
 - `2,0`: by number. A number is read as C's strtol does (`1a` is 1). The list ends before the first entry that is no
   number, is negative, or names no GPU; a number twice makes the list empty.
-- `GPU-8932f937,...`: by UUID, or as much of its beginning as no other GPU has; `MIG-...`: by the UUID of a MIG instance.
+- `GPU-8932f937,...`: by UUID, or as much of its beginning as no other GPU has; `MIG-...`: the same for MIG instances.
   The list ends before the first entry of another kind, or that names none or several; one twice makes the list empty.
 
 Source: CUDA Programming Guide, "CUDA Environment Variables"; for what it leaves open (strtol, twice), PyTorch's reading
