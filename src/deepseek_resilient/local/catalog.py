@@ -12,9 +12,9 @@ for a model with a shorter context that context.
 so each must have room for its part, and its own 1.5 GB. llama.cpp uses one. vLLM's models are for NVIDIA only;
 llama.cpp's run on all three kinds.
 
-**Processors.** Each token reads all weights once, so tokens/s is at most bandwidth / weights. SmolLM2's 0.098 GB gave 79
-tokens/s on one core, which is 7.8 GB/s, and the memory feeds about four such cores. A model that thinks before it answers
-is of use from about 6.5 tokens/s on:
+**Processors.** Each token reads all weights once, so tokens/s is at most bandwidth / weights. SmolLM2's 0.098 GB gave
+79 tokens/s on one core, which is 7.8 GB/s, and the memory feeds about four such cores. A model that thinks before it
+answers is of use from about 6.5 tokens/s on:
 
     weights  <=  1.2 GB * min(cores, 4)
 
@@ -74,7 +74,7 @@ def choose(
 ) -> Choice:
     """The best of `models` that fits here; with `int8` only those whose weights have 8 bits.
 
-    `models` may be those that an installed engine can run. Raises `LocalModelError` where none fits, with what is missing.
+    `models` may be those that an installed engine can run. Raises `LocalModelError` where none fits: what is missing.
     """
     wanted = [model for model in models if model.bits == 8 or not int8]
     found = [choice for model in wanted for choice in places(model, hardware, tokens)]
@@ -92,11 +92,11 @@ def places(model: Model, hardware: Hardware, tokens: int = TOKENS) -> Iterator[C
         if spare >= 0:
             room = f"{_gb(spare)} to spare of the {_gb(sum(gpu.free for gpu in gpus))} that are free"
             names = gpus[0].name if len(gpus) == 1 else f"{len(gpus)} x {gpus[0].name}"
-            yield Choice(model, gpus[0], spare, f"the best that fits {names}: {room}", gpus)
+            yield Choice(model, gpus[0], spare, f"fits {names}: {room}", gpus)
     spare = budget(hardware.available) - needed
     if spare >= 0 and model.engine == "llama.cpp" and model.weights <= fast_enough(hardware.cores):
         room = f"{_gb(spare)} to spare of the {_gb(hardware.available)} that are free"
-        yield Choice(model, "cpu", spare, f"the best that {hardware.cores} cores answer with fast enough: {room}")
+        yield Choice(model, "cpu", spare, f"answers fast enough on {hardware.cores} cores: {room}")
 
 
 def fast_enough(cores: int) -> int:

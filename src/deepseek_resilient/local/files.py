@@ -1,11 +1,11 @@
 """Where the files of models are on this machine, and what a text that names a model means.
 
-A text is, in this order: a name of the catalog; a path (it exists, or looks like one: `./x`, `/x`, `~/x`, `x.gguf`) to a
-GGUF file or to a folder of safetensors; a repository on the hub (`organisation/name`). Nothing is fetched here: what is
-not on the disk has `path=None`.
+A text is, in this order: a name of the catalog; a path (it exists, or looks like one: `./x`, `/x`, `~/x`, `x.gguf`)
+to a GGUF file or to a folder of safetensors; a repository on the hub (`organisation/name`). Nothing is fetched here:
+what is not on the disk has `path=None`.
 
-Fetched files lie in `$DEEPSEEK_RESILIENT_MODELS`, or `~/.cache/deepseek-resilient/models`: a GGUF file by its own name, a
-repository as a folder `organisation--name`. A file that is still being fetched ends in `.part`.
+Fetched files lie in `$DEEPSEEK_RESILIENT_MODELS`, or `~/.cache/deepseek-resilient/models`: a GGUF file by its own name,
+a repository as a folder `organisation--name`. A file that is still being fetched ends in `.part`.
 """
 
 from __future__ import annotations

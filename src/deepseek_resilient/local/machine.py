@@ -8,8 +8,8 @@ The operating system's figures are those of the whole machine; a container, a sy
 
 `usage - inactive_file` is the working set, as the kubelet computes it: files that were read once and can be dropped are
 no memory in use, and the file of a model is the largest of them. Both versions of control groups are read
-(`man 7 cgroups`), from our own group up to the root. All figures are bytes. On macOS `sysctl` says how much memory there
-is; how much of it is free is not asked, and `UNIFIED_SHARE` of it is taken as available.
+(`man 7 cgroups`), from our own group up to the root. All figures are bytes. On macOS `sysctl` says how much memory
+there is; how much of it is free is not asked, and `UNIFIED_SHARE` of it is taken as available.
 """
 
 from __future__ import annotations

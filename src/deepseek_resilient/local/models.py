@@ -4,8 +4,9 @@ KV per token follows from the published architecture (`config.json`):
 
     layers * 2 (keys and values) * KV heads * head size * 2 bytes (16 bits)
 
-Sizes of GGUF files are those that the hub shows, rounded up. Those of safetensors are computed from the architectures: 4
-or 8 bits for each weight of the layers, 16 for embedding and head, a scale of 16 bits for each 128 weights of 4 bits. A checksum stands here only where we have had the file; else the hub states it when the file is fetched.
+Sizes of GGUF files are those that the hub shows, rounded up. Those of safetensors are computed from the architectures:
+4 or 8 bits for each weight of the layers, 16 for embedding and head, a scale of 16 bits for each 128 weights of 4 bits.
+A checksum stands here only where we have had the file; else the hub states it when the file is fetched.
 
 `quality` follows DeepSeek's published results, and gives weight to size where they disagree: what is no contest problem
 gains from it. 4 bits stand below 8 of the same model; of two files of one model, vLLM's serves more requests at once.
