@@ -61,6 +61,11 @@ class Terminal:
         )
         self.line(f"{self.mark(level)} {lines[2:]}" if level else lines)
 
+    def rewrite(self, text: str) -> None:
+        """Write over the line that the cursor is on, cut to the width; only where `live`. `line()` leaves it."""
+        self._stream.write(f"\r\x1b[2K{readable(text, self._stream)[: self.width - 1]}")
+        self._stream.flush()
+
     def redraw(self, lines: Sequence[str]) -> None:
         """Write lines over those of the last time; only where `live`. They must fit the width."""
         up = f"\x1b[{self._above}A" if self._above else ""

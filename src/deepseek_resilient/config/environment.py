@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 ENV_PREFIX = "DEEPSEEK_RESILIENT_"
 
+_ELSEWHERE = ("DEEPSEEK_RESILIENT_MODELS",)
+"""Variables with our prefix that are no part of a policy: where the files of local models lie (`local/files.py`)."""
+
 _SWITCHED: dict[str, type[Any]] = {name: kind for name, kind, optional in PARTS if optional}
 
 _PRESETS: dict[str, Callable[[], Policy]] = {
@@ -28,7 +31,7 @@ _PRESETS: dict[str, Callable[[], Policy]] = {
 
 def read(environ: Mapping[str, str]) -> Policy:
     """The preset that is named there, and every setting on top of it. Raises ConfigError."""
-    found = {k: v for k, v in environ.items() if k.startswith(ENV_PREFIX)}
+    found = {k: v for k, v in environ.items() if k.startswith(ENV_PREFIX) and k not in _ELSEWHERE}
     preset = found.pop(f"{ENV_PREFIX}PRESET", "default").strip().lower()
     if preset not in _PRESETS:
         raise ConfigError(f"{ENV_PREFIX}PRESET", preset, " or ".join(_PRESETS))

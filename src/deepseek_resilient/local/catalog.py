@@ -36,7 +36,20 @@ if TYPE_CHECKING:
 
     from deepseek_resilient.local.hardware import Gpu, Hardware
 
-__all__ = ["AUTOMATIC", "CATALOG", "TOKENS", "Choice", "Model", "Source", "budget", "choose", "places", "resolve"]
+__all__ = [
+    "AUTOMATIC",
+    "CATALOG",
+    "TOKENS",
+    "Choice",
+    "Model",
+    "Source",
+    "budget",
+    "choose",
+    "least",
+    "places",
+    "resolve",
+    "why_not",
+]
 
 OVERHEAD: Final = 1_500_000_000
 WEIGHTS_PER_CORE: Final = 1_200_000_000
@@ -123,16 +136,28 @@ def _preference(choice: Choice) -> tuple[int, bool, int, int]:
     return choice.model.quality, choice.where != "cpu", -len(choice.gpus), choice.spare
 
 
+def least(model: Model, tokens: int = TOKENS) -> int:
+    """Bytes that must be free in one place for the model to fit there."""
+    return -(-(model.needs(tokens) + OVERHEAD) * 10 // 9)
+
+
+def why_not(model: Model, hardware: Hardware, tokens: int = TOKENS) -> str:
+    """For a model that fits nowhere here: what it would need."""
+    where = "an NVIDIA GPU" if model.engine == "vllm" else "a GPU"
+    on_processors = model.engine == "llama.cpp" and budget(hardware.available) >= model.needs(tokens)
+    slow = f"; too slow for {hardware.cores} cores" if on_processors else ""
+    return f"needs {where} with {_gb(least(model, tokens))} free{slow}"
+
+
 def _nothing(models: Sequence[Model], hardware: Hardware, tokens: int) -> str:
     if not models:
         return "no model is left to choose from"
     free = ", ".join(f"{_gb(gpu.free)} on {gpu.name}" for gpu in hardware.gpus)
     free = f"{free}, {_gb(hardware.available)} of memory" if free else f"{_gb(hardware.available)} of memory"
     smallest = min(models, key=lambda model: model.needs(tokens))
-    least = -(-(smallest.needs(tokens) + OVERHEAD) * 10 // 9)
     return (
         f"no model of the catalog fits here ({free} free): {smallest.name} with room for {tokens:,} tokens needs "
-        f"{_gb(least)}; free some memory, or ask for fewer tokens"
+        f"{_gb(least(smallest, tokens))}; free some memory, or ask for fewer tokens"
     )
 
 

@@ -7,9 +7,9 @@ length, ETag. A later run goes on behind the last byte (RFC 9110, sections 13.1.
     Range: bytes=N-        alone                         where there is none, but a SHA-256 to check the whole by
     the whole again                                      otherwise, or where the server's file is another one by now
 
-A connection that breaks is taken up again, at once, then after 1, 2 and 4 s; five times in a row without a new byte end
-it. What was there before is hashed first, so the SHA-256 is always over all bytes. The checksum is the catalog's, else
-the hub's (`hub.py`); if nobody states one, the length is all that is checked, and that is said.
+A connection that breaks is taken up again, at once, then after 1, 2 and 4 s; five times in a row without a new byte
+end it. What was there before is hashed first, so the SHA-256 is over all bytes. The checksum is the catalog's,
+else the hub's (`hub.py`); if nobody states one, the length is all that is checked, and that is said.
 
     .part  --whole, SHA-256 right-->  fsync, rename, fsync of the folder
     .part  --SHA-256 wrong-->         deleted
@@ -225,7 +225,7 @@ class _Transfer:
         if status not in (200, 206):
             raise PullError(explain(status, url))
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise PullError(f"{url} comes encoded ({response.headers['content-encoding']}), though it was asked plain")
+            raise PullError(f"{url} comes encoded ({response.headers['content-encoding']}), not plain")
         mine, theirs = self._remote.sha256, stated.sha256
         if mine and theirs and mine != theirs:
             raise PullError(f"{url} is another file by now (SHA-256 {theirs}, not {mine}): it was not fetched")
