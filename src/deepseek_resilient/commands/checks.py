@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import platform
@@ -10,8 +9,7 @@ import queue
 import re
 import threading
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ def run_checks(environ: Mapping[str, str]) -> list[Finding]:
     """All of them, in the order in which they are read."""
     return [
         *_versions(), _key(environ), _address(environ), *_proxies(environ), _settings(environ), _reachable(environ),
-        _gpu(), _cores(), _memory(),
+        *_machine(environ),
     ]  # fmt: skip
 
 
@@ -216,75 +214,29 @@ def _unreachable(why: str) -> Finding:
     return Finding("reachable", "problem", why, advice)
 
 
-def _gpu() -> Finding:
-    for look in (_nvidia, _nvidia_driver, _amd, _apple):
-        seen = look()
-        if seen:
-            return Finding("gpu", "ok", seen)
-    return Finding("gpu", "ok", "none found: a local fallback would run on the CPU")
+def _machine(environ: Mapping[str, str]) -> Iterator[Finding]:
+    """What a local model could run on, and which of the catalog would be chosen."""
+    from deepseek_resilient.local import catalog, hardware
+    from deepseek_resilient.local.errors import LocalModelError
+    from deepseek_resilient.local.files import models_directory, present
 
-
-def _nvidia() -> str | None:
+    here = hardware.detect(environ)
+    gpus = [f"{gpu.name} ({_gibibytes(gpu.free)} of {_gibibytes(gpu.total)} free)" for gpu in here.gpus]
+    notes = "; ".join(here.notes)
+    seen = "; ".join([", ".join(gpus) or "none: a local model would run on the CPU", *([notes] if notes else [])])
+    yield Finding("gpu", "ok", seen)
+    features = f", with {', '.join(here.features)}" if here.features else ""
+    yield Finding("cores", "ok", f"{here.cores} usable of {os.cpu_count() or here.cores}{features}")
+    known = f"{_gibibytes(here.available)} of {_gibibytes(here.memory)} free" if here.memory else "unknown"
+    yield Finding("memory", "ok", known)
     try:
-        pynvml: Any = importlib.import_module("pynvml")  # of the package nvidia-ml-py; never a dependency
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-        try:
-            cards = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
-            return ", ".join(
-                f"{_text(pynvml.nvmlDeviceGetName(card))} ({pynvml.nvmlDeviceGetMemoryInfo(card).total >> 30} GiB)"
-                for card in cards
-            )
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return None
-
-
-def _text(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else name
-
-
-def _nvidia_driver() -> str | None:
-    line = _first_line(Path("/proc/driver/nvidia/version"))
-    return f"NVIDIA driver ({line.removeprefix('NVRM version: ').strip()})" if line else None
-
-
-def _amd() -> str | None:
-    if any(_first_line(vendor) == "0x1002" for vendor in Path("/sys/class/drm").glob("card*/device/vendor")):
-        return "AMD (by /sys/class/drm)"
-    return None
-
-
-def _apple() -> str | None:
-    return "Apple, on the chip" if platform.system() == "Darwin" and platform.machine() == "arm64" else None
-
-
-def _first_line(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
-    except OSError:
-        return ""
-
-
-def _cores() -> Finding:
-    try:
-        usable = len(os.sched_getaffinity(0))
-    except AttributeError:
-        usable = os.cpu_count() or 1
-    return Finding("cores", "ok", f"{usable} usable of {os.cpu_count() or usable}")
-
-
-def _memory() -> Finding:
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return Finding("memory", "ok", "unknown")
-    granted = _first_line(Path("/sys/fs/cgroup/memory.max"))
-    limit = f", {_gibibytes(int(granted))} of it granted" if granted.isdecimal() and int(granted) < total else ""
-    return Finding("memory", "ok", f"{_gibibytes(total)}{limit}")
+        choice = catalog.choose(here)
+    except LocalModelError as error:
+        yield Finding("local model", "ok", str(error))
+        return
+    path = present(choice.model, models_directory(environ))
+    had = f"it is in {path}" if path else f"to have it: deepseek-resilient local pull {choice.model.name}"
+    yield Finding("local model", "ok", f"{choice.model.name} {choice.why}; {had}")
 
 
 def _gibibytes(count: int) -> str:

@@ -138,8 +138,8 @@ def run_pull(options: argparse.Namespace) -> int:
     bar = Bar(Terminal(sys.stderr))
     try:
         for model in CATALOG:
-            if options.name == model.name and (path := packaged(model)):
-                Terminal(sys.stdout).line(str(path))
+            if options.name == model.name and (inside := packaged(model)):
+                Terminal(sys.stdout).line(str(inside))
                 return 0
         base = _address(base)
         with hub.make_client() as client:

@@ -15,8 +15,8 @@ else the hub's (`hub.py`); if nobody states one, the length is all that is check
     .part  --SHA-256 wrong-->         deleted
     .part  --anything else-->         stays, for the next run; an empty one is deleted
 
-The open `.part` is locked (flock) as long as somebody fetches it: two at once are excluded, and whoever is killed leaves
-no lock behind, for the kernel drops it.
+The open `.part` is locked (flock) as long as somebody fetches it: two at once are excluded, and whoever is killed
+leaves no lock behind, for the kernel drops it.
 """
 
 from __future__ import annotations
@@ -262,9 +262,10 @@ class _Transfer:
     def _require_room(self, size: int | None) -> None:
         free = shutil.disk_usage(self._part.parent).free
         if size is not None and size - self._done > free - _LEFT_FREE:
+            come = (size - self._done) / 1e9
             raise PullError(
-                f"{self._part.parent} has {free / 1e9:.2f} GB free, and {(size - self._done) / 1e9:.2f} GB are to come: "
-                "free some, or give another folder by --to"
+                f"{self._part.parent} has {free / 1e9:.2f} GB free, and {come:.2f} GB are to come: free some, or give "
+                "another folder by --to"
             )
 
     def _write(self, block: bytes) -> None:
