@@ -80,7 +80,7 @@ def _ask(nvml: Any, environ: Mapping[str, str], machine: Machine) -> tuple[list[
         notes.append(f"CUDA_VISIBLE_DEVICES={listed!r} leaves none of {len(whole)}")
     numbers = listed is not None and listed.strip()[:1].isdigit()
     ordered = environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
-    if numbers and not ordered and len({card[1] for card, _ in whole}) > 1:
+    if numbers and not ordered and len({card[1] for card, _ in whole if card[1]}) > 1:
         notes.append("the numbers of CUDA_VISIBLE_DEVICES were taken in PCI order: set CUDA_DEVICE_ORDER=PCI_BUS_ID")
     return found, "; ".join(notes)
 

@@ -1,0 +1,1 @@
+"""Tests of `deepseek_resilient.local`."""
