@@ -207,7 +207,7 @@ class _Transfer:
             size = self._accept(response, stated)
             self._require_room(size)
             self._progress.begin(self._remote.target.name, self._done, size)
-            for block in response.iter_raw(_BLOCK):
+            for block in response.iter_raw():  # as it comes: what a larger block had gathered would be lost
                 self._write(block)
                 self._progress.advance(self._done)
             self._progress.end()
