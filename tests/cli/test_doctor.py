@@ -11,6 +11,8 @@ import pytest
 from .command import C_LOCALE, environment, inside, run
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from deepseek_resilient.lab import LabProcess
 
 
@@ -108,3 +110,30 @@ def test_a_terminal_of_ascii_gets_ascii(keyed: dict[str, str]) -> None:
     assert (0, "") == (status, err)
     assert out.isascii()
     assert out.startswith("+ python")
+
+
+def test_the_hardware_and_what_would_run_on_it(keyed: dict[str, str], tmp_path: Path) -> None:
+    """The model that the catalog would choose, and whether it is here; `local list` marks the same one."""
+    models = {"DEEPSEEK_RESILIENT_MODELS": str(tmp_path)}
+    _, found = findings({**keyed, **models})
+    assert {"gpu", "cores", "memory", "local model"} <= set(found)
+    listed = json.loads(inside("local", "list", "--json", env={**keyed, **models})[1])["models"]
+    for model in listed:
+        if model["chosen"]:
+            assert found["local model"]["text"].startswith(f"{model['name']} ")
+            assert f"deepseek-resilient local pull {model['name']}" in found["local model"]["text"]
+            break
+    else:
+        assert "no model of the catalog fits here" in found["local model"]["text"]
+
+
+def test_hidden_gpus_are_not_told(keyed: dict[str, str]) -> None:
+    """What the environment hides is not there for a local model."""
+    _, found = findings({**keyed, "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""})
+    assert found["gpu"]["text"].startswith("none: a local model would run on the CPU")
+
+
+def test_where_models_lie_is_no_setting_of_the_policy(keyed: dict[str, str]) -> None:
+    """DEEPSEEK_RESILIENT_MODELS has our prefix, and is not refused."""
+    status, found = findings({**keyed, "DEEPSEEK_RESILIENT_MODELS": "/somewhere"})
+    assert (0, "ok") == (status, found["settings"]["level"])

@@ -24,6 +24,10 @@ MISTAKES = [
     ["ask", "one", "two"],
     ["ask", ""],
     ["doctor", "--unknown"],
+    ["local"],
+    ["local", "list", "--tokens", "0"],
+    ["local", "list", "--tokens", "many"],
+    ["local", "pull"],
 ]
 
 
@@ -32,7 +36,9 @@ def test_the_version_is_that_of_the_package() -> None:
     assert (0, f"deepseek-resilient {deepseek_resilient.__version__}\n", "") == run("--version")
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["ask"], ["doctor"]])
+@pytest.mark.parametrize(
+    "command", [[], ["demo"], ["ask"], ["doctor"], ["local"], ["local", "list"], ["local", "pull"]]
+)
 def test_help_fits_a_terminal(command: list[str]) -> None:
     """Each command has a help of lines no longer than 80."""
     status, out, err = inside(*command, "--help", env=environment(COLUMNS="80"))

