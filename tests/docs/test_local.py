@@ -15,7 +15,7 @@ GIB = 1 << 30
 
 
 def test_every_model_is_told_as_it_is() -> None:
-    """Where it lies, how large it is, what it needs, what it runs on, under which licence; in the order of the catalog."""
+    """Where it lies, how large it is, what it needs and runs on, under which licence; in the catalog's order."""
     told = [row for row in ROWS if len(row) == 7 and code(row[0])]
     assert [
         [

@@ -353,6 +353,22 @@ def test_two_at_once_are_excluded(case: Case) -> None:
     assert case.is_right()
 
 
+def test_a_file_that_was_finished_while_we_came_to_its_lock(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the opening of the part and its lock another process gives it its name: it is left as it is."""
+    lock = fcntl.flock
+
+    def late(file: Any, how: int) -> None:
+        if case.part.exists() and not case.target.exists():
+            case.part.write_bytes(CONTENT)
+            case.part.rename(case.target)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    case.pull()
+    assert case.is_right()
+    assert [] == case.shop.seen
+
+
 def test_many_at_once_make_one_file(case: Case) -> None:
     """Each either fetches it, or is told that somebody does, or finds it there."""
     case.thing.hold = threading.Event()
