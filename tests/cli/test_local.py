@@ -85,7 +85,7 @@ def test_list_where_nothing_fits_says_what_is_missing(env: dict[str, str], monke
     assert (0, "") == (status, err)
     assert out.startswith("Here: NVIDIA T1 (1.0 of 2.0 GB free); 1 cores, 1.0 of 2.0 GB of memory free.\n")
     assert "! no model of the catalog fits here (1.0 GB on NVIDIA T1, 1.0 GB of memory free)" in " ".join(out.split())
-    assert "needs an NVIDIA GPU with 91.7 GB free" in out
+    assert "needs an NVIDIA GPU from Turing to Hopper with 91.7 GB free" in out
     assert "chosen here" not in out
 
 

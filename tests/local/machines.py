@@ -33,6 +33,7 @@ class Card:
     mig: bool | None = None
     instances: list[Card | None] = field(default_factory=list)
     lost: bool = False
+    capability: tuple[int, int] = (9, 0)
 
 
 class NVMLError(Exception):
@@ -81,6 +82,9 @@ class Nvml:
         if not card.memory:
             raise NVMLError_NotSupported("Not Supported")
         return SimpleNamespace(total=card.total, free=card.free, used=card.total - card.free)
+
+    def nvmlDeviceGetCudaComputeCapability(self, card: Card) -> tuple[int, int]:  # noqa: N802
+        return card.capability
 
     def nvmlDeviceGetMigMode(self, card: Card) -> list[int]:  # noqa: N802
         if card.mig is None:

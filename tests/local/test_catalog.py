@@ -34,6 +34,7 @@ from deepseek_resilient.local.models import kv
 
 GIB = 1 << 30
 BY_NAME = {model.name: model for model in CATALOG}
+CAPABILITIES = st.sampled_from([(0, 0), (7, 0), (7, 5), (8, 6), (8, 9), (9, 0), (12, 0)])
 KINDS = st.sampled_from(["nvidia", "amd", "apple"])
 
 
@@ -52,7 +53,7 @@ def hardware(draw: st.DrawFn) -> Hardware:
     """Any machine: up to eight GPUs of two names, MIG instances among them."""
     gpus = [
         Gpu(draw(KINDS), n, draw(st.sampled_from("XY")), 200 * GIB, draw(st.integers(0, 200 * GIB)),
-            f"{draw(st.sampled_from(['GPU', 'GPU', 'MIG']))}-{n}")
+            f"{draw(st.sampled_from(['GPU', 'GPU', 'MIG']))}-{n}", draw(CAPABILITIES))
         for n in range(draw(st.integers(0, 8)))
     ]  # fmt: skip
     return Hardware(tuple(gpus), 0, draw(st.integers(0, 600 * GIB)), draw(st.integers(1, 64)))
@@ -85,6 +86,22 @@ def test_the_card_that_is_free_decides(gib: int, name: str, int8: str) -> None:
     here = machine(gpu(gib), available=64)
     assert (name, int8) == (choose(here).model.name, choose(here, int8=True).model.name)
     assert here.gpus[0] == choose(here).where
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [
+        ((7, 0), "r1-distill-qwen-32b-q8_0"),
+        ((7, 5), "r1-distill-llama-70b-w8a8"),
+        ((9, 0), "r1-distill-llama-70b-w8a8"),
+        ((10, 0), "r1-distill-llama-70b-fp8"),
+        ((12, 0), "r1-distill-llama-70b-fp8"),
+        ((0, 0), "r1-distill-llama-70b-w8a8"),
+    ],
+)
+def test_a_card_gets_what_it_has_kernels_for(capability: tuple[int, int], name: str) -> None:
+    """INT8 up to Hopper, FP8 on Blackwell, llama.cpp's on what is older; an unknown card is believed to have all."""
+    assert name == choose(machine(replace(gpu(141), capability=capability))).model.name
 
 
 def test_what_others_use_of_a_card_is_not_there() -> None:
@@ -206,14 +223,17 @@ def test_the_least_that_must_be_free_is_the_least(model: Model, tokens: int) -> 
 def test_why_not_says_what_it_would_need() -> None:
     """A GPU of which kind with how much, and where the processors would be too slow."""
     here = machine(available=64, cores=4)
-    assert "needs an NVIDIA GPU with 91.7 GB free" == why_not(BY_NAME["r1-distill-llama-70b-w8a8"], here)
+    assert "needs an NVIDIA GPU from Turing to Hopper with 91.7 GB free" == why_not(
+        BY_NAME["r1-distill-llama-70b-w8a8"], here
+    )
     assert "needs a GPU with 11.4 GB free; too slow for 4 cores" == why_not(BY_NAME["r1-0528-qwen3-8b-q4_k_m"], here)
 
 
 def test_the_data_hold_together() -> None:
     """Names and qualities are distinct where they must be, and sizes are those that the numbers of weights allow."""
     assert len(CATALOG) == len(BY_NAME)
-    assert len(AUTOMATIC) == len({model.quality for model in AUTOMATIC})
+    assert len(CATALOG) == len({model.quality for model in CATALOG})
+    assert sorted(CATALOG, key=lambda model: model.quality) == list(CATALOG)
     for model in CATALOG:
         assert re.fullmatch(r"[a-z0-9._-]+", model.name)
         assert 0.95 * model.bits / 8 <= model.weights / model.parameters <= 1.5 * model.bits / 8

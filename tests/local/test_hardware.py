@@ -77,7 +77,7 @@ def test_a_gpu_is_told_as_nvml_has_it(tmp_path: Path) -> None:
     """Name, bytes and UUID; NVML is closed again."""
     nvml = Nvml(Card(uuid="GPU-1"))
     here = detect({}, tmp_path, nvml, **LINUX)
-    assert (Gpu("nvidia", 0, "NVIDIA H100 80GB HBM3", 80 * GIB, 79 * GIB, "GPU-1"),) == here.gpus
+    assert (Gpu("nvidia", 0, "NVIDIA H100 80GB HBM3", 80 * GIB, 79 * GIB, "GPU-1", (9, 0)),) == here.gpus
     assert () == here.notes
     assert 0 == nvml.open
 
@@ -102,6 +102,7 @@ def test_mig_instances_stand_for_their_gpu(tmp_path: Path) -> None:
     assert ["GPU-b", "MIG-111", "MIG-222"] == uuids(nvml, tmp_path, CUDA_VISIBLE_DEVICES="GPU-b,GPU-a")
     instance = detect({}, tmp_path, nvml, **LINUX).gpus[0]
     assert (9 * GIB, 0, True) == (instance.free, instance.index, instance.is_instance)
+    assert (9, 0) == instance.capability
 
 
 def test_mig_mode_without_an_instance_is_no_gpu(tmp_path: Path) -> None:

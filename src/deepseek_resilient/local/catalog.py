@@ -9,8 +9,8 @@ context, activations, a scratch buffer. `tokens` are those of all requests at on
 for a model with a shorter context that context.
 
 **GPUs.** vLLM can lay a model over 2, 4 or 8 whole NVIDIA GPUs of one name (tensor parallel): each holds an equal part,
-so each must have room for its part, and its own 1.5 GB. llama.cpp uses one. vLLM's models are for NVIDIA only;
-llama.cpp's run on all three kinds.
+so each must have room for its part, and its own 1.5 GB. vLLM's models are for NVIDIA's GPUs of a compute capability that
+it has kernels for. llama.cpp uses one GPU, of any kind.
 
 **Processors.** Each token reads all weights once, so tokens/s is at most bandwidth / weights. SmolLM2's 0.098 GB gave
 79 tokens/s on one core, which is 7.8 GB/s, and the memory feeds about four such cores. A model that thinks before it
@@ -56,7 +56,7 @@ WEIGHTS_PER_CORE: Final = 1_200_000_000
 CORES_FED: Final = 4
 
 AUTOMATIC: Final = tuple(model for model in CATALOG if model.automatic)
-"""What is chosen from unasked: all but what is for tests, and one of two that are as good as each other."""
+"""What is chosen from unasked: all but what is for tests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def fast_enough(cores: int) -> int:
 
 def _arrangements(model: Model, gpus: tuple[Gpu, ...]) -> Iterator[tuple[Gpu, ...]]:
     """The sets of GPUs that could hold the model together, by kind alone."""
-    usable = [gpu for gpu in gpus if model.engine == "llama.cpp" or gpu.kind == "nvidia"]
+    usable = [gpu for gpu in gpus if _runs_on(model, gpu)]
     for gpu in usable:
         yield (gpu,)
     if model.engine != "vllm":
@@ -130,6 +130,13 @@ def _arrangements(model: Model, gpus: tuple[Gpu, ...]) -> Iterator[tuple[Gpu, ..
         for count in (2, 4, 8):  # what the numbers of heads of every model here can be divided by
             if len(alike) >= count:
                 yield tuple(alike[:count])
+
+
+def _runs_on(model: Model, gpu: Gpu) -> bool:
+    if model.engine == "llama.cpp":
+        return True
+    has_kernels = gpu.capability == (0, 0) or model.since <= gpu.capability < model.before
+    return gpu.kind == "nvidia" and has_kernels
 
 
 def _preference(choice: Choice) -> tuple[int, bool, int, int]:
@@ -143,10 +150,9 @@ def least(model: Model, tokens: int = TOKENS) -> int:
 
 def why_not(model: Model, hardware: Hardware, tokens: int = TOKENS) -> str:
     """For a model that fits nowhere here: what it would need."""
-    where = "an NVIDIA GPU" if model.engine == "vllm" else "a GPU"
     on_processors = model.engine == "llama.cpp" and budget(hardware.available) >= model.needs(tokens)
     slow = f"; too slow for {hardware.cores} cores" if on_processors else ""
-    return f"needs {where} with {_gb(least(model, tokens))} free{slow}"
+    return f"needs {model.gpus} with {_gb(least(model, tokens))} free{slow}"
 
 
 def _nothing(models: Sequence[Model], hardware: Hardware, tokens: int) -> str:

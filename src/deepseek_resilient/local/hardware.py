@@ -38,6 +38,7 @@ class Gpu:
         total, free: bytes.
         uuid: what to put into `CUDA_VISIBLE_DEVICES` or `ROCR_VISIBLE_DEVICES` for it alone to be used; empty for
             Apple, and for an AMD GPU that has none.
+        capability: NVIDIA's compute capability; (0, 0) where unknown.
     """
 
     kind: Literal["nvidia", "amd", "apple"]
@@ -46,6 +47,7 @@ class Gpu:
     total: int
     free: int
     uuid: str = ""
+    capability: tuple[int, int] = (0, 0)
 
     @property
     def is_instance(self) -> bool:

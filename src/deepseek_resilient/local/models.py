@@ -9,7 +9,9 @@ Sizes of GGUF files are those that the hub shows, rounded up. Those of safetenso
 A checksum stands here only where we have had the file; else the hub states it when the file is fetched.
 
 `quality` follows DeepSeek's published results, and gives weight to size where they disagree: what is no contest problem
-gains from it. 4 bits stand below 8 of the same model; of two files of one model, vLLM's serves more requests at once.
+gains from it. 4 bits stand below 8 of the same model; of two files of one model, vLLM's serves more requests at once;
+INT8 (w8a8) goes before FP8 where a GPU has both. Which GPUs have them: vLLM's documentation, "Supported Hardware": 4
+bits by Marlin from Ampere on, INT8 from Turing to Hopper (Blackwell has none), FP8 from Ada on.
 
     | pass@1         | Qwen-1.5B | 0528-Qwen3-8B | Qwen-32B | Llama-70B |
     | AIME 2024      |      28.9 |          86.0 |     72.6 |      70.0 |
@@ -41,6 +43,7 @@ class Model:
         sha256: of the one file, where we know it ourselves; else the hub's is taken.
         package: a package on PyPI that has the file inside.
         automatic: whether `choose` may take it unasked.
+        since, before: the NVIDIA compute capabilities that the engine has kernels for.
     """
 
     name: str
@@ -62,6 +65,15 @@ class Model:
     sha256: str | None = None
     package: str = ""
     automatic: bool = True
+    since: tuple[int, int] = (0, 0)
+    before: tuple[int, int] = (99, 0)
+
+    @property
+    def gpus(self) -> str:
+        """The GPUs that it runs on, in words."""
+        if self.engine != "vllm":
+            return "a GPU"
+        return f"an NVIDIA GPU from {_NAMES[self.since]} {'on' if self.before == _ANY else 'to Hopper'}"
 
     def needs(self, tokens: int = TOKENS) -> int:
         """Bytes of weights and KV for so many tokens."""
@@ -74,7 +86,9 @@ def kv(layers: int, heads: int, size: int) -> int:
 
 
 _THINKS: Final = "always thinks first; weaker with tools than DeepSeek's API"
-_INT8: Final = "INT8: GPUs from Turing to Hopper, not Blackwell"
+_ANY: Final = (99, 0)
+_KERNELS: Final = {"w4a16": ((8, 0), _ANY), "w8a8": ((7, 5), (10, 0)), "FP8": ((8, 9), _ANY)}
+_NAMES: Final = {(7, 5): "Turing", (8, 0): "Ampere", (8, 9): "Ada"}
 _QWEN_1_5B: Final = kv(28, 2, 128)
 _QWEN3_8B: Final = kv(36, 8, 128)
 _QWEN_32B: Final = kv(64, 8, 128)
@@ -92,14 +106,15 @@ def _gguf(name: str, stem: str, bits: int, parameters: int, weights: int, kv_: i
 
 
 def _vllm(
-    name: str, stem: str, suffix: str, bits: int, parameters: int, weights: int, kv_: int, quality: int, notes: str,
-    licence: str = "MIT", automatic: bool = True,
+    name: str, stem: str, suffix: str, parameters: int, weights: int, kv_: int, quality: int, licence: str = "MIT"
 ) -> Model:  # fmt: skip
-    quantisation = suffix.rpartition(".")[2]
+    quantisation = suffix.rpartition(".")[2].partition("-")[0]
+    since, before = _KERNELS[quantisation]
     return Model(
-        name=f"{name}-{quantisation.partition('-')[0].lower()}", repo=f"RedHatAI/{stem}-{suffix}", format="safetensors",
-        quantisation=quantisation, bits=bits, parameters=parameters, weights=weights, kv_per_token=kv_,
-        context=131_072, engine="vllm", quality=quality, licence=licence, notes=notes, automatic=automatic,
+        name=f"{name}-{quantisation.lower()}", repo=f"RedHatAI/{stem}-{suffix}", format="safetensors",
+        quantisation=quantisation, bits=4 if quantisation == "w4a16" else 8, parameters=parameters, weights=weights,
+        kv_per_token=kv_, context=131_072, engine="vllm", quality=quality, licence=licence, notes=_THINKS,
+        since=since, before=before,
     )  # fmt: skip
 
 
@@ -119,14 +134,16 @@ CATALOG: Final[tuple[Model, ...]] = (
     _gguf("r1-0528-qwen3-8b", "DeepSeek-R1-0528-Qwen3-8B", 8, 8_190_735_360, 8_710_000_000, _QWEN3_8B, 21, _THINKS),
     _gguf("r1-distill-qwen-32b", "DeepSeek-R1-Distill-Qwen-32B", 4, 32_763_876_352, 19_860_000_000, _QWEN_32B, 30,
           _THINKS),
-    _vllm("r1-distill-qwen-32b", "DeepSeek-R1-Distill-Qwen-32B", "quantized.w4a16", 4, 32_763_876_352, 19_300_000_000,
-          _QWEN_32B, 31, _THINKS),
+    _vllm("r1-distill-qwen-32b", "DeepSeek-R1-Distill-Qwen-32B", "quantized.w4a16", 32_763_876_352, 19_300_000_000,
+          _QWEN_32B, 31),
     _gguf("r1-distill-qwen-32b", "DeepSeek-R1-Distill-Qwen-32B", 8, 32_763_876_352, 34_830_000_000, _QWEN_32B, 32,
           _THINKS),
-    _vllm("r1-distill-qwen-32b", "DeepSeek-R1-Distill-Qwen-32B", "quantized.w8a8", 8, 32_763_876_352, 34_400_000_000,
-          _QWEN_32B, 33, f"{_THINKS}; {_INT8}"),
-    _vllm("r1-distill-llama-70b", "DeepSeek-R1-Distill-Llama-70B", "quantized.w8a8", 8, 70_553_706_496, 72_800_000_000,
-          _LLAMA_70B, 40, f"{_THINKS}; {_INT8}", _LLAMA_LICENCE),
-    _vllm("r1-distill-llama-70b", "DeepSeek-R1-Distill-Llama-70B", "FP8-dynamic", 8, 70_553_706_496, 72_800_000_000,
-          _LLAMA_70B, 40, f"{_THINKS}; FP8: GPUs from Ada on, Blackwell too", _LLAMA_LICENCE, automatic=False),
+    _vllm("r1-distill-qwen-32b", "DeepSeek-R1-Distill-Qwen-32B", "FP8-dynamic", 32_763_876_352, 34_400_000_000,
+          _QWEN_32B, 33),
+    _vllm("r1-distill-qwen-32b", "DeepSeek-R1-Distill-Qwen-32B", "quantized.w8a8", 32_763_876_352, 34_400_000_000,
+          _QWEN_32B, 34),
+    _vllm("r1-distill-llama-70b", "DeepSeek-R1-Distill-Llama-70B", "FP8-dynamic", 70_553_706_496, 72_800_000_000,
+          _LLAMA_70B, 40, _LLAMA_LICENCE),
+    _vllm("r1-distill-llama-70b", "DeepSeek-R1-Distill-Llama-70B", "quantized.w8a8", 70_553_706_496, 72_800_000_000,
+          _LLAMA_70B, 41, _LLAMA_LICENCE),
 )  # fmt: skip

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from deepseek_resilient.local.machine import Machine
 
-Found = tuple[int, str, int, int, str]
-"""Number, name, total bytes, free bytes, UUID."""
+Found = tuple[int, str, int, int, str, tuple[int, int]]
+"""Number, name, total bytes, free bytes, UUID, compute capability."""
 
 
 def look(environ: Mapping[str, str], root: Path, nvml: Any, machine: Machine) -> tuple[list[Found], str]:
@@ -62,14 +62,14 @@ def _ask(nvml: Any, environ: Mapping[str, str], machine: Machine) -> tuple[list[
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             card = _describe(nvml, handle, index, machine)
-            whole.append((card, _instances(nvml, handle, index, card[1])))
+            whole.append((card, _instances(nvml, handle, card)))
         except nvml.NVMLError as error:  # one that fell off the bus, or is not ours to use
-            whole.append(((index, "", 0, 0, ""), []))
+            whole.append(((index, "", 0, 0, "", (0, 0)), []))
             notes.append(f"GPU {index} does not answer: {error}")
     listed = environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None and listed.strip().startswith("MIG-"):
         instances = [instance for _, inner in whole for instance in inner]
-        found = [instances[place] for place in visible(listed, [uuid for *_, uuid in instances])]
+        found = [instances[place] for place in visible(listed, [instance[4] for instance in instances])]
     else:
         found = []
         for place in visible(listed, [card[4] for card, _ in whole]):
@@ -91,10 +91,12 @@ def _describe(nvml: Any, handle: Any, index: int, machine: Machine) -> Found:
         total, free = int(memory.total), int(memory.free)
     except nvml.NVMLError_NotSupported:
         total, free = machine.memory, machine.available
-    return index, _text(nvml.nvmlDeviceGetName(handle)), total, free, _text(nvml.nvmlDeviceGetUUID(handle))
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    name, uuid = _text(nvml.nvmlDeviceGetName(handle)), _text(nvml.nvmlDeviceGetUUID(handle))
+    return index, name, total, free, uuid, (int(major), int(minor))
 
 
-def _instances(nvml: Any, handle: Any, index: int, name: str) -> list[Found]:
+def _instances(nvml: Any, handle: Any, card: Found) -> list[Found]:
     """The MIG instances of a GPU; if it is in MIG mode and has none, one entry without memory stands for it."""
     try:
         current, _ = nvml.nvmlDeviceGetMigMode(handle)
@@ -102,6 +104,7 @@ def _instances(nvml: Any, handle: Any, index: int, name: str) -> list[Found]:
         return []
     if not current:
         return []
+    index, name, *_, capability = card
     found: list[Found] = []
     for place in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
         try:
@@ -110,8 +113,8 @@ def _instances(nvml: Any, handle: Any, index: int, name: str) -> list[Found]:
             continue
         memory = nvml.nvmlDeviceGetMemoryInfo(instance)
         uuid = _text(nvml.nvmlDeviceGetUUID(instance))
-        found.append((index, f"{name} MIG", int(memory.total), int(memory.free), uuid))
-    return found or [(index, f"{name} MIG", 0, 0, "")]
+        found.append((index, f"{name} MIG", int(memory.total), int(memory.free), uuid, capability))
+    return found or [(index, f"{name} MIG", 0, 0, "", capability)]
 
 
 def _text(name: str | bytes) -> str:
