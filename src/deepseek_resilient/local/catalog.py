@@ -9,8 +9,8 @@ context, activations, a scratch buffer. `tokens` are those of all requests at on
 for a model with a shorter context that context.
 
 **GPUs.** vLLM can lay a model over 2, 4 or 8 whole NVIDIA GPUs of one name (tensor parallel): each holds an equal part,
-so each must have room for its part, and its own 1.5 GB. vLLM's models are for NVIDIA's GPUs of a compute capability that
-it has kernels for. llama.cpp uses one GPU, of any kind.
+so each must have room for its part, and its own 1.5 GB. vLLM's models are for NVIDIA's GPUs of a compute capability
+that it has kernels for. llama.cpp uses one GPU, of any kind.
 
 **Processors.** Each token reads all weights once, so tokens/s is at most bandwidth / weights. SmolLM2's 0.098 GB gave
 79 tokens/s on one core, which is 7.8 GB/s, and the memory feeds about four such cores. A model that thinks before it
