@@ -10,6 +10,7 @@
     │   ├── ShedError                the load is too high for calls of this priority
     │   ├── InvalidRequestError      the guard: the server would refuse this request; `param`
     │   └── OverloadedError          the server gave no usable answer and the attempts are used up
+    ├── LocalModelError              the model on this machine is not to be had; `why`, and the message says what to do
     ├── DeadlineExceededError        a time limit of the call passed
     └── StreamInterruptedError       a stream ended before its end; `partial` is the text that came
 
@@ -129,6 +130,28 @@ class OverloadedError(RejectedError):
     """The server gave no usable answer (a blank 200, an error inside a stream) and no attempt is left."""
 
     kind = "overloaded"
+
+
+class LocalModelError(ResilienceError):
+    """The model on this machine cannot be started, or is not ready. The message says what to do.
+
+    Attributes:
+        why: "not_installed", "no_model", "corrupt", "too_large", "port_taken", "wrong_key", "not_found", "unanswered",
+            "died", "memory", "timeout", "not_ready" or "closed".
+    """
+
+    http_status = 503
+
+    def __init__(self, message: str, *, why: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _local, (str(self), self.why)
+
+
+def _local(message: str, why: str) -> LocalModelError:
+    return LocalModelError(message, why=why)
 
 
 class DeadlineExceededError(ResilienceError):

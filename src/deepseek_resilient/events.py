@@ -230,6 +230,16 @@ class LocalDeclined(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class LocalModelChanged(Event):
+    """The model on this machine: its state now ("starting", "ready", "backoff", "failed", "draining", "stopped",
+    "closed"), its name, and why, what goes on, or what to do."""
+
+    state: str
+    model: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class CallEnded(Event):
     """A call is over: its last verdict (or how its answer was reused), attempts, seconds in all and seconds spent
     waiting between attempts."""
@@ -248,6 +258,7 @@ _LEVELS: dict[type[Event], int] = {
     GateClosed: logging.WARNING,
     ModelChanged: logging.WARNING,
     LoadChanged: logging.WARNING,
+    LocalModelChanged: logging.INFO,
     RetriesAbove: logging.WARNING,
     CallSimplified: logging.INFO,
     StreamContinued: logging.INFO,

@@ -16,6 +16,7 @@ from deepseek_resilient.errors import (
     ConfigError,
     DeadlineExceededError,
     InvalidRequestError,
+    LocalModelError,
     OverloadedError,
     RateLimitedError,
     RejectedError,
@@ -34,6 +35,7 @@ TREE = {
     ShedError: (RejectedError, 503),
     InvalidRequestError: (RejectedError, 400),
     OverloadedError: (RejectedError, 503),
+    LocalModelError: (ResilienceError, 503),
     DeadlineExceededError: (ResilienceError, 504),
     StreamInterruptedError: (ResilienceError, 502),
 }
