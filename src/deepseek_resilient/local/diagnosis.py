@@ -52,13 +52,17 @@ def failure_of(ended: Exit, log: Path, engine: str) -> LocalModelError:
         return LocalModelError(f"the {engine} server {ended}{advice}{where}", why="died")
     for pattern, why, advice in _SIGNS:
         if re.search(pattern, tail):
-            return LocalModelError(f"the {engine} server {ended}: {advice}{where}", why=why)
+            said = f": {found[0]}" if (found := complaints(ended.tail)) else ""
+            return LocalModelError(f"the {engine} server {ended}: {advice}{where}{said}", why=why)
     said = last_words(ended.tail)
     return LocalModelError(f"the {engine} server {ended}{where}" + (f": {said}" if said else ""), why="died")
 
 
 def last_words(tail: str) -> str:
     """The last line that looks like a complaint, else the last line."""
-    lines = [line.strip() for line in tail.splitlines() if line.strip()]
-    complaints = [line for line in lines if re.search(r"\berror\b|\b[EF]\b|fail|exception", line, re.IGNORECASE)]
-    return (complaints or lines or [""])[-1][:300]
+    return (complaints(tail) or [line.strip() for line in tail.splitlines() if line.strip()] or [""])[-1][:300]
+
+
+def complaints(tail: str) -> list[str]:
+    """The lines that look like one."""
+    return [line.strip()[:300] for line in tail.splitlines() if re.search(r"[Ee]rror|\b[EF]\b|[Ff]ail|xception", line)]

@@ -92,7 +92,8 @@ def _transformers(policy: LocalPolicy, plan: Plan, port: int) -> list[str]:
     command = [sys.executable, "-P", str(_HERE / "transformers_child.py"), "--model", plan.model]
     command += ["--host", policy.host, "--port", str(port)]
     command += [] if policy.threads is None else ["--threads", str(policy.threads)]
-    return command + ["--batching"] * (policy.parallel > 1) + ["--int8"] * policy.int8
+    command += ["--context", str(policy.context), "--parallel", str(policy.parallel)]
+    return command + ["--int8"] * policy.int8
 
 
 def _vllm(policy: LocalPolicy, plan: Plan, port: int) -> list[str]:

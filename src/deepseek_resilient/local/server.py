@@ -133,8 +133,11 @@ class LocalServer:
         """The same. Raises LocalModelError while it is not ready: the last failure, if that is why."""
         found = self.try_acquire()
         if found is None:
-            raise self._supervisor.error or LocalModelError(
-                f"the local model is not ready ({self.state.value}): wake() it and wait_ready()", why="not_ready"
+            error = self._supervisor.error
+            why = "wake() it and wait_ready()" if error is None else str(error)
+            raise LocalModelError(
+                f"the local model is not ready ({self.state.value}): {why}",
+                why="not_ready" if error is None else error.why,
             )
         return found
 
@@ -152,7 +155,7 @@ class LocalServer:
                 if it.closing is not None:
                     raise LocalModelError("the local server is closed", why="closed")
                 if not it.wanted and it.error is not None:
-                    raise it.error
+                    raise LocalModelError(str(it.error), why=it.error.why)
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
                     why = f": {it.error}" if it.error is not None else ""

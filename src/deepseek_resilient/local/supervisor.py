@@ -3,8 +3,8 @@
 It takes one step at a time, in this order of importance: shut (closed), retire (an old model has no calls left), bury
 (the child died), swap; then whichever is due first: start, unload (idle), look (is somebody else's server still there).
 
-A failure is tried again after full jitter, `uniform(0, min(30 s, 0.5 s · 2^(n-1)))` after the n-th in a row, n being set
-to 0 by a call that ends while the server lives (M. Brooker, "Exponential Backoff And Jitter", AWS, 2015). After five
+After the n-th failure in a row the next try waits `uniform(0, min(30 s, 0.5 s · 2^(n-1)))`, full jitter; a call that
+ends while the server lives sets n to 0 (M. Brooker, "Exponential Backoff And Jitter", AWS, 2015). After five
 in a row, or one that another try does not mend (a broken file, an engine that is not installed), the state is
 "failed": `wake` begins anew 30 s later, `wake(again=True)` at once. A restart keeps address and key where the port is
 still free, so that a retry finds it there.

@@ -16,6 +16,7 @@ import os
 import sys
 from typing import Any
 
+BLOCK, BATCH = 64, 512
 KEY = "DEEPSEEK_RESILIENT_LOCAL_KEY"
 
 
@@ -45,7 +46,8 @@ def main() -> None:
     line.add_argument("--host", default="127.0.0.1")
     line.add_argument("--port", type=int, required=True)
     line.add_argument("--threads", type=int)
-    line.add_argument("--batching", action="store_true")
+    line.add_argument("--context", type=int, default=8192)
+    line.add_argument("--parallel", type=int, default=1)
     line.add_argument("--int8", action="store_true")
     options = line.parse_args()
     key = os.environ.pop(KEY, "")
@@ -61,7 +63,7 @@ def main() -> None:
         _quantise_on_load(torch)
     wrapped: list[KeyCheck] = []
 
-    class Config(uvicorn.Config):  # type: ignore[misc] -- what it is, is known at run time
+    class Config(uvicorn.Config):  # type: ignore[misc]
         def __init__(self, app: Any, **settings: Any) -> None:
             wrapped.append(KeyCheck(app, key))
             super().__init__(wrapped[-1], **settings)
@@ -73,13 +75,17 @@ def main() -> None:
             super().run(sockets)
 
     uvicorn.Config, uvicorn.Server = Config, Server
+    blocks = -(-options.context // BLOCK) * options.parallel + 1  # else it takes a share of all memory there is
     serve.Serve(
-        force_model=options.model, host=options.host, port=options.port, continuous_batching=options.batching,
+        force_model=options.model, host=options.host, port=options.port, continuous_batching=options.parallel > 1,
+        cb_block_size=BLOCK, cb_num_blocks=blocks, cb_max_batch_tokens=BATCH,
         quantization="bnb-8bit" if options.int8 and gpu else None,
     )  # fmt: skip
 
 
 def _quantise_on_load(torch: Any) -> None:
+    if not hasattr(getattr(torch, "ao", None), "quantization"):
+        sys.exit("this version of torch has no dynamic quantisation: leave int8 off, or install torch 2.13")
     manager: Any = importlib.import_module("transformers.cli.serving.model_manager").ModelManager
     load = manager._load_model
 
