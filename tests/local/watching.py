@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -93,6 +94,24 @@ def children(parent: int | None = None) -> list[int]:
         last = [pid for pid, above in parents.items() if above in last]
         found += last
     return found
+
+
+class Before:
+    """What this process had when the test began: descriptors, threads of ours, processes."""
+
+    def __init__(self) -> None:
+        self._had = self._now()
+
+    def is_so_again(self) -> bool:
+        """Whether it comes to have the same: threads and sockets end a moment after what they were for."""
+        gc.collect()
+        if eventually(lambda: self._now() == self._had):
+            return True
+        raise AssertionError(f"left behind: {self._now()}, before: {self._had}")
+
+    @staticmethod
+    def _now() -> tuple[int, list[str], list[int]]:
+        return descriptors(), threads(), children()
 
 
 def gone_within(pid: int, seconds: float) -> bool:
