@@ -64,6 +64,7 @@ class Instance:
 
         def ended(how: Exit) -> None:
             made.dead = how
+            made.probe.cancel()  # something else may listen there, and say nothing
             on_exit(made)
 
         made.child = ChildProcess(

@@ -271,7 +271,11 @@ class Supervisor:
     def _swap_after(self, job: Swap, old: Instance, why: str) -> None:
         with self.changed:
             self.current = None
-        self._move(State.DRAINING, f"{why}: unloaded before {job.model} is loaded; no local model meanwhile", old.name)
+        self._move(
+            State.DRAINING,
+            f"{why}: unloaded before {Path(job.model).name} is loaded; no local model meanwhile",
+            old.name,
+        )
         self._await_idle([old], self.clock() + self._drain)
         old.end()
         self._move(State.STARTING, "", job.model)
