@@ -163,12 +163,13 @@ def test_a_cut_stream_is_told_as_such(serve, models):
     client = DeepSeek(
         api_key=server.api_key, base_url=server.base_url, policy=Policy(stream=StreamPolicy(), deadline=30.0)
     )
-    with client, pytest.raises(openai.APIConnectionError) as cut:
-        for number, _ in enumerate(
-            client.chat.completions.create(model=server.model, **QUESTION, stream=True, max_tokens=30000)
-        ):
-            if number == 20:
-                os.kill(server.statistics().pid, signal.SIGKILL)
+    with client:
+        stream = client.chat.completions.create(model=server.model, **QUESTION, stream=True, max_tokens=30000)
+        for _ in range(20):
+            next(stream)
+        os.kill(server.statistics().pid, signal.SIGKILL)
+        with pytest.raises(openai.APIConnectionError) as cut:
+            list(stream)
     assert isinstance(cut.value.__cause__, StreamInterruptedError)
     assert partial_of(cut.value).startswith(SAID)
 

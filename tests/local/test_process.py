@@ -33,7 +33,7 @@ def child(tmp_path):
 def owner(code):
     """A process of its own that starts children and says their process ids, one a line; killed by the test."""
     head = "import os, sys, time\nfrom pathlib import Path\nfrom deepseek_resilient.local.process import ChildProcess\n"
-    return subprocess.Popen([sys.executable, "-c", head + code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", head + code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
 
 
 START = f"""
@@ -207,5 +207,5 @@ def test_the_keeper_ends_where_nobody_tells_it_what_to_do():
     """Run by hand, with no input."""
     from deepseek_resilient.local import keeper
 
-    done = subprocess.run([sys.executable, "-I", "-S", keeper.__file__], stdin=subprocess.DEVNULL, timeout=10)
+    done = subprocess.run([sys.executable, "-I", "-S", keeper.__file__], stdin=subprocess.DEVNULL, timeout=10)  # noqa: S603
     assert 0 == done.returncode

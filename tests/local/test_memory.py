@@ -1,0 +1,84 @@
+"""memory.py and logs.py: what is free, reading ahead, and old logs."""
+
+import os
+
+import pytest
+
+from deepseek_resilient.local import logs, memory
+from deepseek_resilient.local.memory import BLOCK, available, gigabytes, needed, read_ahead
+
+MEMINFO = "MemTotal: 9000 kB\nMemAvailable:    4000 kB\n"
+
+
+def machine(root, files):
+    for name, content in {"proc/meminfo": MEMINFO, **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 4000 * 1024),
+        ({"sys/fs/cgroup/memory.max": "max\n"}, 4000 * 1024),
+        ({"sys/fs/cgroup/memory.max": "1000000\n", "sys/fs/cgroup/memory.current": "400000\n",
+          "sys/fs/cgroup/memory.stat": "anon 5\ninactive_file 100000\n"}, 700000),
+        ({"sys/fs/cgroup/memory/memory.limit_in_bytes": "1000", "sys/fs/cgroup/memory/memory.usage_in_bytes": "3000",
+          "sys/fs/cgroup/memory/memory.stat": ""}, 0),
+        ({"proc/meminfo": "MemAvailable: lots\n"}, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
+    ],
+)  # fmt: skip
+def test_what_is_available(tmp_path, files, free):
+    """What the kernel says, no more than the container's limit leaves."""
+    assert free == available(machine(tmp_path, files))
+    assert 0 < available()
+
+
+def test_what_a_model_needs():
+    """Its files and a tenth, its context, and what an engine takes for itself."""
+    assert 1_100_000_000 + 7 + (200 << 20) == needed(1_000_000_000, 7)
+    assert ("1.5 GB", "93 MB") == (gigabytes(1.5e9), gigabytes(93e6))
+
+
+def test_files_are_read_from_start_to_end(tmp_path, monkeypatch):
+    """In blocks, with the share of the whole that is done; what cannot be read is left to the engine."""
+    monkeypatch.setattr(memory, "_NOWAIT", 0)  # as if nothing were in memory yet
+    one, two, three = tmp_path / "one", tmp_path / "two", tmp_path / "three"
+    one.write_bytes(bytes(BLOCK + 1))
+    two.write_bytes(bytes(BLOCK - 1))
+    three.touch()
+    told = []
+    assert 2 * BLOCK == read_ahead([one, two, three], told.append, lambda: False)
+    assert [0.5, (BLOCK + 1) / (2 * BLOCK), 1.0] == told
+    assert 0 == read_ahead([one], told.append, lambda: True)
+
+
+def test_what_is_in_memory_is_not_read_again(tmp_path):
+    """A file that was just written is; nothing is told of it."""
+    one = tmp_path / "one"
+    one.write_bytes(bytes(BLOCK + 1))
+    with one.open("rb") as file:
+        file.read()
+    told = []
+    read = read_ahead([one], told.append, lambda: False)
+    assert (0, []) == (read, told) or not memory._NOWAIT
+
+
+def test_the_last_ten_logs_are_kept(tmp_path, monkeypatch):
+    """Older ones go, with their older halves; a folder that cannot be made is no matter."""
+    folder = tmp_path / "logs"
+    for number in range(15):
+        path = logs.new_log(folder)
+        path.write_text("x")
+        path.with_name(path.name + ".1").write_text("x")
+        os.utime(path, (number, number))
+    assert logs.KEEP == len(list(folder.glob("*.log"))) == len(list(folder.glob("*.log.1")))
+    assert path.exists()
+    assert 0o700 == folder.stat().st_mode & 0o777
+    assert logs.new_log(path / "below a file").name.startswith("local-server-")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert tmp_path / "deepseek-resilient" == logs.default_folder()
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert "/home/somebody/.local/state/deepseek-resilient" == str(logs.default_folder())
