@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent
 HOME = ROOT / ".venv-check"
 BIN = HOME / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = str(BIN / "python")
-SLOW = ("tests/e2e", "tests/cli", "tests/docs", "tests/lab")
+SLOW = ("tests/e2e", "tests/cli", "tests/docs", "tests/lab", "tests/local")
 
 COVERED = [
     "--cov=deepseek_resilient.core",

@@ -169,10 +169,9 @@ def test_a_broken_head_is_told(tmp_path, data, message):
 
 
 @pytest.mark.skipif(NO_TORCH, reason="no transformers: pip install torch 'transformers[serving]>=5'")
-@pytest.mark.parametrize("settings", [{}, {"int8": True, "parallel": 2}], ids=["plain", "int8, batching"])
-def test_transformers_serves_a_folder(models, tmp_path, settings):
-    """By its own server, with the key that it lacks."""
-    asked = policy(models / "folder", engine="transformers", **settings)
+def test_transformers_serves_a_folder(models, tmp_path):
+    """By its own server, with the key that it lacks; here with 8 bits and two calls at once."""
+    asked = policy(models / "folder", engine="transformers", int8=True, parallel=2)
     with LocalServer(asked, logs=tmp_path) as server:
         server.wait_ready(120)
         assert text(SENTENCE) == ask(server)

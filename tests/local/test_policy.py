@@ -20,7 +20,8 @@ def test_the_default_starts_nothing_by_itself():
     [
         ("model", ""), ("model", 3), ("model", "a\nb"), ("engine", "gpt"), ("address", "box:8080"), ("address", 1),
         ("address", "ftp://box"), ("address", "http://box/?a=b"), ("address", "http://box:0"),
-        ("address", "http://b x"), ("address", "http://box:99999"), ("key", ""), ("key", "a b"), ("discover", 1), ("int8", "yes"), ("warm", "hot"),
+        ("address", "http://b x"), ("address", "http://box:99999"), ("key", ""), ("key", "a b"),
+        ("discover", 1), ("int8", "yes"), ("warm", "hot"),
         ("context", 255), ("parallel", 0), ("threads", 0), ("idle", 0), ("start_timeout", 0), ("memory_limit", 1),
         ("host", "box"), ("port", -1), ("port", 65536), ("port", True),
     ],

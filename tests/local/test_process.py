@@ -93,7 +93,8 @@ def test_stop_asks_first(child):
 def test_who_does_not_listen_is_killed_with_all_it_started(child):
     """SIGKILL after the grace; a worker of its own goes too."""
     worker = "import os, signal, time; signal.signal(15, 1); print(os.getpid(), flush=True); time.sleep(100)"
-    code = f"import signal, subprocess, sys; signal.signal(15, signal.SIG_IGN); subprocess.run([sys.executable, '-c', {worker!r}])"
+    code = "import signal, subprocess, sys; signal.signal(15, signal.SIG_IGN)\n"
+    code += f"subprocess.run([sys.executable, '-c', {worker!r}])"
     one = child(code, grace=0.2).start()
     assert eventually(lambda: one.log.exists() and one.log.read_text().strip().isdigit())
     how = one.stop()

@@ -17,7 +17,7 @@ from deepseek_resilient.local import supervisor
 from deepseek_resilient.local.states import TRANSITIONS, State, check
 
 from .conftest import OTHER, policy
-from .tiny import SENTENCE, text
+from .tiny import SENTENCE, Tiny, text
 from .watching import ask, ask_at, children, descriptors, eventually, gone_within, threads
 
 START = """
@@ -73,6 +73,22 @@ def test_a_real_model_answers(serve, smollm2):
     server.wait_ready(60)
     assert ask(server, max_tokens=8).strip()
     assert 90e6 < server.statistics().resident < 600e6
+
+
+def test_thoughts_are_parted_from_the_answer(serve, tmp_path):
+    """What stands between <think> and </think> is `reasoning_content`, as DeepSeek has it."""
+    template = (
+        "{% for m in messages %}{{ '[' + m['role'] + ']' }}{% if m['role'] == 'assistant' and m['reasoning_content'] %}"
+        "{{ '<think>\\n' + m['reasoning_content'] + '\\n</think>\\n\\n' }}{% endif %}{{ m['content'] + '[end]\\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '[assistant]\\n' }}{% endif %}"
+    )
+    words = ("<think>", "▁Let", "▁me", "▁see", ".", "</think>", "Yes")
+    server = serve(Tiny(words, template=template).write_gguf(tmp_path / "thinks.gguf"))
+    server.wait_ready(60)
+    with openai.OpenAI(base_url=server.base_url, api_key=server.api_key) as client:
+        asked = [{"role": "user", "content": "?"}]
+        answer = client.chat.completions.create(model="thinks", messages=asked, max_tokens=30).choices[0].message
+    assert ("Yes", " Let me see.") == (answer.content, answer.reasoning_content)
 
 
 def test_nothing_is_started_before_it_is_wanted(serve, models, heard):

@@ -28,9 +28,12 @@ def text(words: tuple[str, ...] = SENTENCE) -> str:
 
 
 class Tiny:
-    """The tokens, their kinds and the matrices; `loop` says the sentence for ever."""
+    """The tokens, their kinds and the matrices.
 
-    def __init__(self, words: tuple[str, ...] = SENTENCE, *, loop: bool = False) -> None:
+    `loop` says the sentence for ever; a `template` of one's own ends with a line break, which the first word follows.
+    """
+
+    def __init__(self, words: tuple[str, ...] = SENTENCE, *, loop: bool = False, template: str = TEMPLATE) -> None:
         special = ["<unk>", "<s>", "</s>", "<|go|>"]
         tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *words]
         self.size = -(-len(tokens) // 64) * 64
@@ -38,7 +41,9 @@ class Tiny:
         self.tokens = tokens
         self.special = special
         said = [tokens.index(word) for word in words]
-        follows = dict(zip([_GO, *said], [*said, said[0] if loop else _EOS], strict=True))
+        self.template = template
+        first = _GO if template == TEMPLATE else 4 + ord("\n")
+        follows = dict(zip([first, *said], [*said, said[0] if loop else _EOS], strict=True))
         self.embedding = self._matrix({(token, token): 1.0 for token in range(self.size)})
         self.output = self._matrix({(after, before): _LOGIT for before, after in follows.items()})
 
@@ -70,7 +75,7 @@ class Tiny:
             _pair("tokenizer.ggml.model", "llama"), _pair("tokenizer.ggml.tokens", self.tokens),
             _pair("tokenizer.ggml.scores", scores), _pair("tokenizer.ggml.token_type", kinds),
             _pair("tokenizer.ggml.bos_token_id", 1), _pair("tokenizer.ggml.eos_token_id", _EOS),
-            _pair("tokenizer.ggml.unknown_token_id", 0), _pair("tokenizer.chat_template", TEMPLATE),
+            _pair("tokenizer.ggml.unknown_token_id", 0), _pair("tokenizer.chat_template", self.template),
         ]  # fmt: skip
         tensors = self.tensors(gguf=True)
         head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs)
@@ -118,7 +123,7 @@ class Tiny:
         }))  # fmt: skip
         (folder / "tokenizer_config.json").write_text(json.dumps({
             "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "bos_token": "<s>",
-            "unk_token": "<unk>", "chat_template": TEMPLATE,
+            "unk_token": "<unk>", "chat_template": self.template,
         }))  # fmt: skip
         return folder
 

@@ -175,18 +175,13 @@ def check(policy: LocalPolicy, plan: Plan, freed: int = 0) -> None:
     want = needed(plan.size, plan.context_bytes)
     if policy.memory_limit is not None:
         free = policy.memory_limit if free is None else min(free, policy.memory_limit)
-    if free is not None and plan.files and want > free and not on_gpu(plan):
+    if free is not None and plan.files and want > free and not gpus(os.environ):  # whose memory is not measured here
         raise LocalModelError(
             f"{plan.name} needs about {gigabytes(want)} of memory ({gigabytes(plan.size)} of weights, "
             f"{gigabytes(plan.context_bytes)} of context) and {gigabytes(free)} is available: take a smaller model or "
             "quantisation, or a smaller context",
             why="too_large",
         )
-
-
-def on_gpu(plan: Plan) -> bool:
-    """Whether the weights go into the memory of a GPU, which this module does not measure."""
-    return plan.engine != "llamacpp" and gpus(os.environ) > 0
 
 
 def free_port(host: str, wanted: int, fixed: bool) -> int:

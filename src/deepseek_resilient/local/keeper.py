@@ -190,6 +190,8 @@ class Keeper:
         return 1.0 if self._kill_at is None else min(1.0, max(0.0, self._kill_at - time.monotonic()) + 0.01)
 
     def _has_ended(self) -> bool:
+        if not hasattr(os, "waitid"):  # macOS before Python 3.13
+            return self._child.poll() is not None
         return os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def _kill(self, number: int) -> None:

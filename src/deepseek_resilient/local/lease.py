@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -18,10 +19,10 @@ class Lease:
     `release` when the call is over, to its last byte; a context manager does. May be released on any thread, and again.
     """
 
-    __slots__ = ("_give_back", "_instance", "api_key", "base_url", "model")
+    __slots__ = ("_give_back", "_held", "api_key", "base_url", "model")
 
     def __init__(self, instance: Instance, give_back: Callable[[Instance], None]) -> None:
-        self._instance: Instance | None = instance
+        self._held = [instance]
         self._give_back = give_back
         self.base_url = instance.base_url
         self.api_key = instance.key
@@ -29,9 +30,8 @@ class Lease:
 
     def release(self) -> None:
         """The call is over."""
-        instance, self._instance = self._instance, None
-        if instance is not None:
-            self._give_back(instance)
+        with contextlib.suppress(IndexError):  # released already; of two threads one gets it
+            self._give_back(self._held.pop())
 
     def __enter__(self) -> Self:
         return self
