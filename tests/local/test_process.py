@@ -102,6 +102,19 @@ def test_who_does_not_listen_is_killed_with_all_it_started(child):
     assert gone_within(int(one.log.read_text()), 5)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process adopt the orphans below it")
+def test_a_worker_that_left_the_group_is_ended_and_reaped(child, before):
+    """No orphan and no zombie, however the child itself came to its end."""
+    worker = "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(100)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
+    one = child(code).start()
+    assert eventually(lambda: one.log.exists() and one.log.read_text().strip().isdigit())
+    os.kill(one.pid, signal.SIGKILL)
+    assert one.wait(10)
+    assert gone_within(int(one.log.read_text()), 0)
+    assert before.is_so_again()
+
+
 def test_a_child_that_is_killed_is_an_exit_at_once(child, before):
     """Its signal is told, and no zombie stays."""
     one = child(SLEEP).start()

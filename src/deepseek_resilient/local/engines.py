@@ -97,7 +97,7 @@ def _transformers(policy: LocalPolicy, plan: Plan, port: int) -> list[str]:
 
 
 def _vllm(policy: LocalPolicy, plan: Plan, port: int) -> list[str]:
-    command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", plan.model]
+    command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", plan.model]  # `vllm serve`
     command += ["--served-model-name", plan.name, "--host", policy.host, "--port", str(port)]
     command += ["--max-model-len", str(policy.context), "--max-num-seqs", str(policy.parallel)]
     if (cards := tensor_parallel(plan, gpus(os.environ))) > 1:

@@ -10,7 +10,8 @@ keeps up with the child's output:
 The end of stdin means that the owner asks for the end or has died, by SIGKILL too: the kernel closes the pipe. A
 process the owner forked may hold the pipe open after the owner's death, so the parent's id is watched as well, once a
 second. The child leads a process group of its own, which is ended by SIGTERM and, `grace` seconds later, by SIGKILL;
-what it leaves behind in its group (workers) is ended with it. Should the keeper itself be killed, Linux kills the child
+what it leaves behind (workers) is ended with it and, on Linux, reaped here (PR_SET_CHILD_SUBREAPER): where the owner is
+process 1 of a container nobody else would. Should the keeper itself be killed, Linux kills the child
 (PR_SET_PDEATHSIG), and the owner kills the group.
 
 Memory is the resident memory of the whole group, looked at every two seconds: a limit on address space (RLIMIT_AS)
@@ -33,7 +34,8 @@ from typing import Any
 ORPHAN_GRACE = 2.0
 MEMORY_INTERVAL = 2.0
 TAIL = 16384
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_REAP = 2.0
 
 
 class RingLog:
@@ -128,6 +130,8 @@ class Keeper:
 
     def run(self) -> int:
         """The exit status, as `subprocess` gives it: negative for a signal."""
+        if _PRCTL is not None:
+            _PRCTL(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         woken, wake = os.pipe()
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -158,6 +162,7 @@ class Keeper:
             self._look_round()
         self._kill(signal.SIGKILL)  # workers it left behind; the group is there until its leader is reaped
         status = self._child.wait()
+        self._end_orphans()
         os.set_blocking(output, False)
         while output in watched and self._copy(output):
             pass
@@ -167,6 +172,7 @@ class Keeper:
 
     def _look_round(self) -> None:
         now = time.monotonic()
+        self._reap_orphans()
         if os.getppid() != self._parent:
             self._end("stopped", min(ORPHAN_GRACE, self._settings["grace"]))
         limit = self._settings["memory_limit"]
@@ -193,6 +199,26 @@ class Keeper:
         if not hasattr(os, "waitid"):  # macOS before Python 3.13
             return self._child.poll() is not None
         return os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def _reap_orphans(self) -> None:
+        while _PRCTL is not None:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None or ended.si_pid == self._child.pid:
+                return
+            os.waitpid(ended.si_pid, 0)
+
+    def _end_orphans(self) -> None:
+        """Of a child that is gone: workers that came to us, those that left its group too."""
+        until = time.monotonic() + _REAP
+        while _PRCTL is not None and time.monotonic() < until:
+            with contextlib.suppress(OSError), open(f"/proc/self/task/{_KEEPER}/children") as file:  # noqa: PTH123
+                for pid in file.read().split():
+                    os.kill(int(pid), signal.SIGKILL)
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    time.sleep(0.01)
+            except ChildProcessError:
+                return
 
     def _kill(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: not permitted for a group of zombies
