@@ -54,7 +54,7 @@ def test_a_folder_is_for_transformers_or_vllm(models):
     assert ("2048", "8", None) == tuple(
         after(words, f"--{n}") for n in ("max-model-len", "max-num-seqs", "quantization")
     )
-    assert ["-m", "vllm.entrypoints.cli.main", "serve", str(models / "folder")] == words[2:6]
+    assert ["-m", "vllm.entrypoints.openai.api_server", "--model", str(models / "folder")] == words[2:6]
     expected = "transformers" if ENGINES["vllm"].missing() else "vllm"
     assert expected == plan(LocalPolicy(), "org/some-model").engine
 

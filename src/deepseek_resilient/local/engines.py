@@ -97,7 +97,8 @@ def _transformers(policy: LocalPolicy, plan: Plan, port: int) -> list[str]:
 
 
 def _vllm(policy: LocalPolicy, plan: Plan, port: int) -> list[str]:
-    command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", plan.model]  # `vllm serve`
+    # not `vllm serve`: its command line asks for the metadata of a package "vllm", which the CPU build lacks
+    command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", plan.model]
     command += ["--served-model-name", plan.name, "--host", policy.host, "--port", str(port)]
     command += ["--max-model-len", str(policy.context), "--max-num-seqs", str(policy.parallel)]
     if (cards := tensor_parallel(plan, gpus(os.environ))) > 1:
