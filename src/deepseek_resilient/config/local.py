@@ -56,7 +56,7 @@ class LocalPolicy:
     threads: int | None = None
     idle: float | None = 600.0
     reserve: float = 0.25
-    start_timeout: float = 120.0
+    start_timeout: float = 300.0
     memory_limit: int | None = None
     host: str = "127.0.0.1"
     port: int = 0
