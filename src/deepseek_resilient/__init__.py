@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         HedgePolicy,
         LadderPolicy,
         LedgerPolicy,
+        LocalPolicy,
         LowerEffort,
         Policy,
         Price,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         ConfigError,
         DeadlineExceededError,
         InvalidRequestError,
+        LocalModelError,
         OverloadedError,
         RateLimitedError,
         RejectedError,
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
         partial_of,
         resume_of,
     )
+    from deepseek_resilient.local.target import LocalModel
     from deepseek_resilient.transport import AsyncResilientTransport, ResilientTransport
 
 __version__ = "0.1.0"
@@ -78,6 +81,7 @@ _HOMES = {
         "HedgePolicy",
         "LadderPolicy",
         "LedgerPolicy",
+        "LocalPolicy",
         "LowerEffort",
         "Policy",
         "Price",
@@ -100,6 +104,7 @@ _HOMES = {
         "ConfigError",
         "DeadlineExceededError",
         "InvalidRequestError",
+        "LocalModelError",
         "OverloadedError",
         "RateLimitedError",
         "RejectedError",
@@ -110,6 +115,7 @@ _HOMES = {
         "partial_of",
         "resume_of",
     ),
+    "local.target": ("LocalModel",),
     "transport": ("AsyncResilientTransport", "ResilientTransport"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -134,6 +140,9 @@ __all__ = [
     "InvalidRequestError",
     "LadderPolicy",
     "LedgerPolicy",
+    "LocalModel",
+    "LocalModelError",
+    "LocalPolicy",
     "LowerEffort",
     "OverloadedError",
     "Policy",

@@ -188,7 +188,7 @@ class AsyncResilientClient(openai.DefaultAsyncHttpxClient):
         """Close the transports, and the engine if it is this client's own."""
         await super().aclose()
         if self._owns_engine:
-            self.engine.close()
+            await self.engine.aclose()
 
 
 def _engine_of(policy: Policy | None, engine: Engine | None, listeners: Sequence[Listener]) -> Engine:

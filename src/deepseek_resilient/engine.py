@@ -6,6 +6,7 @@ starts clean: full budget, closed circuits, open gates, nothing in flight, a ran
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -37,10 +38,22 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.messages import Request
     from deepseek_resilient.core.routing import Router
     from deepseek_resilient.store import SqliteStore
+    from deepseek_resilient.local.target import LocalModel
 
 
 def _fresh_random() -> Random:
     return Random()  # noqa: S311 -- jitter, not secrets
+
+
+def _local_of(
+    policy: Policy, given: Local | None, listeners: Sequence[Listener], clock: Callable[[], float]
+) -> LocalModel | None:
+    """The model of the policy; None where there is none, or another one is given."""
+    if policy.local is None or given is not None:
+        return None
+    from deepseek_resilient.local.target import LocalModel
+
+    return LocalModel(policy.local, listener=Listeners(tuple(listeners)).emit, clock=clock)
 
 
 def _store_of(policy: CachePolicy | None, wall: Callable[[], float], clock: Callable[[], float]) -> SqliteStore | None:
@@ -65,6 +78,7 @@ class Engine:
             memory. It is asked before every attempt and must answer at once.
         clock: monotonic seconds. wall: Unix seconds, used for HTTP dates only. random: all randomness comes from it.
             These three are for simulations and tests.
+        local: a `LocalModel` shared with other engines, instead of one of `policy.local`.
     """
 
     def __init__(
@@ -82,6 +96,7 @@ class Engine:
         if policy is not None and not isinstance(policy, Policy):
             raise ConfigError("policy", policy, "a deepseek_resilient.Policy, or None for the defaults")
         self._policy = policy or Policy()
+        self._own_local = _local_of(self._policy, local, listeners, clock)
         self._options: dict[str, Any] = {
             "clock": clock,
             "wall": wall,
@@ -91,7 +106,7 @@ class Engine:
             "breaker_listeners": tuple(breaker_listeners),
             "breaker_storage": breaker_storage,
             "store": _store_of(self._policy.cache, wall, clock),
-            "local": local,
+            "local": self._own_local or local,
         }
         self._runtime = Runtime(self._policy, random=random or _fresh_random(), **self._options)
         _engines.add(self)
@@ -187,15 +202,36 @@ class Engine:
             ),
         )
 
+    @property
+    def local(self) -> LocalModel:
+        """The model on this machine: `statistics()`, `wait_ready()`, `swap(model)`.
+
+        Raises:
+            ConfigError: the policy has none, or it belongs to somebody else (`local=`).
+        """
+        if self._own_local is None:
+            raise ConfigError("policy.local", None, "a LocalPolicy, to look at the local model")
+        return self._own_local
+
     def statistics(self) -> EngineStatistics:
         """Counts since the start, and how budget, gates and circuits stand now."""
         return self._runtime.statistics()
 
     def close(self) -> None:
-        """End what is the engine's own: the file of kept answers, which is opened again where it is used again."""
+        """End what is the engine's own: the local model, for good, and the file of kept answers, which is opened again
+        where it is used again. Waits for a local model's calls, 5 s at the longest. May be repeated."""
         store = self._options["store"]
         if store is not None:
             store.close()
+        if self._own_local is not None:
+            self._own_local.close()
+
+    async def aclose(self) -> None:
+        """The same, without blocking the event loop."""
+        if self._own_local is None:
+            self.close()
+        else:
+            await asyncio.to_thread(self.close)
 
     def describe(self) -> str:
         """The path of a call with this policy's numbers, for people."""

@@ -142,16 +142,16 @@ class LocalModelError(ResilienceError):
 
     http_status = 503
 
-    def __init__(self, message: str, *, why: str) -> None:
+    def __init__(self, message: str, *, why: str = "no_model") -> None:
         super().__init__(message)
         self.why = why
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _local, (str(self), self.why)
+        return _local, (type(self), str(self), self.why)
 
 
-def _local(message: str, why: str) -> LocalModelError:
-    return LocalModelError(message, why=why)
+def _local(kind: type[LocalModelError], message: str, why: str) -> LocalModelError:
+    return kind(message, why=why)
 
 
 class DeadlineExceededError(ResilienceError):

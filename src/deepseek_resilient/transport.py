@@ -181,7 +181,7 @@ class AsyncResilientTransport(_Resilient, httpx.AsyncBaseTransport, httpx2.Async
         for inner in self._inners.take():
             await inner.aclose()
         if self._owns_engine:
-            self.engine.close()
+            await self.engine.aclose()
 
 
 def _check_proxy(inner: object, proxy: str | None) -> None:

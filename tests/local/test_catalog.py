@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepseek_resilient.errors import LocalModelError
 from deepseek_resilient.local.catalog import (
     AUTOMATIC,
     CATALOG,
@@ -27,7 +28,6 @@ from deepseek_resilient.local.catalog import (
     resolve,
     why_not,
 )
-from deepseek_resilient.local.errors import LocalModelError
 from deepseek_resilient.local.files import INDEX, Source, models_directory, packaged, place, present
 from deepseek_resilient.local.hardware import Gpu, Hardware
 from deepseek_resilient.local.models import kv

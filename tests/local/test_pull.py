@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import pytest
 
+from deepseek_resilient.errors import LocalModelError
 from deepseek_resilient.local import hub
-from deepseek_resilient.local.errors import LocalModelError, PullError
+from deepseek_resilient.local.errors import PullError
 from deepseek_resilient.local.files import check_folder
 from deepseek_resilient.local.hub import Remote, ask, authorization, make_client, remotes
 from deepseek_resilient.local.models import CATALOG

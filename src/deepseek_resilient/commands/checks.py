@@ -216,8 +216,8 @@ def _unreachable(why: str) -> Finding:
 
 def _machine(environ: Mapping[str, str]) -> Iterator[Finding]:
     """What a local model could run on, and which of the catalog would be chosen."""
+    from deepseek_resilient.errors import LocalModelError
     from deepseek_resilient.local import catalog, hardware
-    from deepseek_resilient.local.errors import LocalModelError
     from deepseek_resilient.local.files import models_directory, present
 
     here = hardware.detect(environ)

@@ -64,8 +64,8 @@ def _add_pull(commands: Any) -> None:
 
 def run_list(options: argparse.Namespace) -> int:
     """Show the catalog against this machine."""
+    from deepseek_resilient.errors import LocalModelError
     from deepseek_resilient.local import catalog, hardware
-    from deepseek_resilient.local.errors import LocalModelError
     from deepseek_resilient.local.files import present
 
     here = hardware.detect()
@@ -127,8 +127,8 @@ def run_pull(options: argparse.Namespace) -> int:
     import httpx2
 
     from deepseek_resilient.commands.progress import Bar
+    from deepseek_resilient.errors import LocalModelError
     from deepseek_resilient.local import hub
-    from deepseek_resilient.local.errors import LocalModelError
     from deepseek_resilient.local.files import models_directory, packaged
     from deepseek_resilient.local.models import CATALOG
     from deepseek_resilient.local.pull import pull

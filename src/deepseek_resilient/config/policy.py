@@ -14,6 +14,7 @@ from deepseek_resilient.config.checks import label, number
 from deepseek_resilient.config.guard import GuardPolicy
 from deepseek_resilient.config.hedge import HedgePolicy
 from deepseek_resilient.config.ledger import LedgerPolicy
+from deepseek_resilient.config.local import LocalPolicy
 from deepseek_resilient.config.quality import AdmissionPolicy, LadderPolicy, Priority
 from deepseek_resilient.config.rate import RatePolicy
 from deepseek_resilient.config.resilience import BreakerPolicy, BudgetPolicy, GatePolicy, RetryPolicy, StreamPolicy
@@ -41,6 +42,7 @@ PARTS: tuple[tuple[str, type, bool], ...] = (
     ("cache", CachePolicy, True),
     ("hedge", HedgePolicy, True),
     ("ledger", LedgerPolicy, True),
+    ("local", LocalPolicy, True),
 )
 """Name, type, and whether None turns it off."""
 
@@ -76,6 +78,7 @@ class Policy:
     cache: CachePolicy | None = None
     hedge: HedgePolicy | None = None
     ledger: LedgerPolicy | None = field(default_factory=LedgerPolicy)
+    local: LocalPolicy | None = None
 
     def __post_init__(self) -> None:
         number(self, "deadline", 0, above=True, optional=True)

@@ -27,7 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from deepseek_resilient.local.errors import LocalModelError
+from deepseek_resilient.errors import LocalModelError
 from deepseek_resilient.local.files import Source, resolve
 from deepseek_resilient.local.models import CATALOG, TOKENS, Model
 

@@ -1,12 +1,8 @@
-"""The errors of this room."""
+"""The errors of this room that nobody outside it raises."""
 
 from __future__ import annotations
 
-from deepseek_resilient.errors import ResilienceError
-
-
-class LocalModelError(ResilienceError):
-    """No model, or not this one: the message says what is missing and what to do about it."""
+from deepseek_resilient.errors import LocalModelError
 
 
 class PullError(LocalModelError):

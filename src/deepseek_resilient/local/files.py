@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from deepseek_resilient.local.errors import LocalModelError
+from deepseek_resilient.errors import LocalModelError
 from deepseek_resilient.local.models import CATALOG, Model
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx2
 
 from deepseek_resilient import __version__
-from deepseek_resilient.local.errors import LocalModelError, PullError
+from deepseek_resilient.errors import LocalModelError
+from deepseek_resilient.local.errors import PullError
 from deepseek_resilient.local.files import REPOSITORY, folder, place
 from deepseek_resilient.local.models import CATALOG
 

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 
 class Lease:
-    """Where to send one call: `base_url` (with `/v1`), `api_key` (None: none is asked for), `model`.
+    """Where to send one call: `base_url` (with `/v1`), `api_key` (None: none is asked for), `model`, `engine`
+    ("": a server that ran already).
 
     `release` when the call is over, to its last byte; a context manager does. May be released on any thread, and again.
     """
 
-    __slots__ = ("_give_back", "_held", "api_key", "base_url", "model")
+    __slots__ = ("_give_back", "_held", "api_key", "base_url", "engine", "model")
 
     def __init__(self, instance: Instance, give_back: Callable[[Instance], None]) -> None:
         self._held = [instance]
@@ -27,6 +28,7 @@ class Lease:
         self.base_url = instance.base_url
         self.api_key = instance.key
         self.model = instance.name
+        self.engine = instance.engine
 
     def release(self) -> None:
         """The call is over."""
