@@ -92,7 +92,7 @@ def test_calls_go_to_the_local_model_and_back(lab: LabProcess, policy: Policy) -
             reached(lambda: len(where) >= 30 and set(where) == {"remote"}, failures)
             lab.script(windows=[OUTAGE])
             reached(lambda: where[-12:] == ["tiny"] * 12, failures)
-            lab.script()
+            lab.script(windows=[])
             reached(lambda: where[-12:] == ["remote"] * 12, failures)
             stop.set()
             for thread in threads:
@@ -128,7 +128,7 @@ def test_a_shared_model_and_its_statistics(lab: LabProcess, policy: Policy) -> N
         assert (1, 2) == (local.statistics().starts, local.statistics().calls)
     finally:
         local.close()
-        lab.script()
+        lab.script(windows=[])
 
 
 def test_a_model_that_cannot_be_had_changes_nothing(lab: LabProcess, policy: Policy, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_model_that_cannot_be_had_changes_nothing(lab: LabProcess, policy: Pol
             with pytest.raises(openai.InternalServerError, match="too busy"):
                 client.chat.completions.create(**ASK)
         assert "none.gguf" in str(client.engine.local.statistics().error)
-    lab.script()
+    lab.script(windows=[])
 
 
 def test_tools_are_not_asked_of_it(lab: LabProcess, policy: Policy) -> None:
@@ -154,4 +154,4 @@ def test_tools_are_not_asked_of_it(lab: LabProcess, policy: Policy) -> None:
         with pytest.raises(openai.InternalServerError, match="too busy"):
             client.chat.completions.create(**ASK, tools=[tool])
         assert 0 == client.engine.local.statistics().calls
-    lab.script()
+    lab.script(windows=[])
