@@ -20,6 +20,7 @@ from deepseek_resilient.config import (
     HedgePolicy,
     LadderPolicy,
     LedgerPolicy,
+    LocalPolicy,
     Policy,
     RatePolicy,
     RetryPolicy,
@@ -62,6 +63,9 @@ BAD = {
     "GuardPolicy | None": [{}, RetryPolicy(), GuardPolicy, False, "off"],
     "HedgePolicy | None": [{}, RetryPolicy(), HedgePolicy, False, "off"],
     "LedgerPolicy | None": [{}, RetryPolicy(), LedgerPolicy, False, "off"],
+    "LocalPolicy | None": [{}, RetryPolicy(), LocalPolicy, False, "off"],
+    "Literal['auto', 'llamacpp', 'transformers', 'vllm']": ["", "AUTO", None, 1, True, []],
+    "Literal['start', 'on_risk', 'lazy']": ["", "LAZY", None, 1, True, []],
     "tuple[Price, ...]": [None, [], ("deepseek-flash",)],
     "tuple[tuple[float, float], ...]": [None, [], (1, 4), ((4, 1),), ((1, 25),), ((1, 2, 3),), ((True, 4),)],
     "tuple[str, ...]": [None, [], "2027-01-01", ("2027-1-1",), ("20270101",), (3,)],
@@ -237,6 +241,8 @@ GOOD = {
     "bool": ("false", False),
     "Literal['refuse', 'wait']": ("wait", "wait"),
     "Literal['deterministic', 'all', 'asked']": ("all", "all"),
+    "Literal['auto', 'llamacpp', 'transformers', 'vllm']": ("vllm", "vllm"),
+    "Literal['start', 'on_risk', 'lazy']": ("lazy", "lazy"),
 }
 GOOD["str | None"] = GOOD["path"]
 
@@ -275,6 +281,7 @@ def test_every_known_variable_is_tested_here():
             "CACHE",
             "HEDGE",
             "LEDGER",
+            "LOCAL",
             "RETRY_ATTEMPTS",
         )
     }

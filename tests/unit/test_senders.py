@@ -25,7 +25,7 @@ def limits_of_a_read(patience, until):
             yield b"x"
 
     transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Body(request)))
-    sender = HttpSender(transport, httpx, Clock(), deque())
+    sender = HttpSender(transport, httpx, Clock(), deque(), lambda: (transport, httpx))
     native = httpx.Request("POST", f"{ORIGIN}/chat/completions")
     asked = Request(method="POST", origin=ORIGIN, path="/chat/completions", native=native)
     reply = sender.send(Send(asked, until=until, patience=patience))
