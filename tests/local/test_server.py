@@ -177,7 +177,7 @@ def test_a_server_that_does_not_come_up_is_given_up(serve, models, heard, monkey
     heard.wait("starting", seen)
 
 
-def test_a_dead_owner_leaves_no_model_behind(models, tmp_path):
+def test_a_dead_owner_leaves_no_model_behind(models, tmp_path, llamacpp):
     """kill -9 of the process that has the server: no orphan after five seconds."""
     code = (
         START.format(model=models / "tiny.gguf", logs=tmp_path)
@@ -191,7 +191,7 @@ def test_a_dead_owner_leaves_no_model_behind(models, tmp_path):
         assert [] == [one for one in below if not gone_within(one, 5)]
 
 
-def test_a_forked_process_has_a_stopped_server_of_its_own(models, tmp_path):
+def test_a_forked_process_has_a_stopped_server_of_its_own(models, tmp_path, llamacpp):
     """The parent's goes on, and neither disturbs the other."""
     code = (
         START.format(model=models / "tiny.gguf", logs=tmp_path) + "first = server.wait_ready(60)\n"
