@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.ledger import Ledger
     from deepseek_resilient.core.messages import Request
     from deepseek_resilient.core.routing import Router
-    from deepseek_resilient.store import SqliteStore
     from deepseek_resilient.local.target import LocalModel
+    from deepseek_resilient.store import SqliteStore
 
 
 def _fresh_random() -> Random:

@@ -96,8 +96,9 @@ def test_a_wrong_value_is_refused_by_name(part, field, value):
     with pytest.raises(ConfigError) as caught:
         part(**{field: value})
     assert f"{part.__name__}.{field}" == caught.value.field
-    assert value is caught.value.value
-    shown = repr(value) if len(repr(value)) <= 200 else f"{repr(value)[:197]}..."
+    told = "(not shown)" if field == "key" else value
+    assert told is caught.value.value or told == caught.value.value
+    shown = repr(told) if len(repr(told)) <= 200 else f"{repr(told)[:197]}..."
     assert f"{part.__name__}.{field}={shown}: must be {caught.value.allowed}" == str(caught.value)
     assert caught.value.allowed
 
@@ -237,6 +238,10 @@ GOOD = {
     "max_bytes": ("100001", 100_001),
     "path_bytes": ("100001", 100_001),
     "path": ("answers.db", "answers.db"),
+    "address": ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+    "context": ("4096", 4096),
+    "memory_limit": ("100000000", 100_000_000),
+    "host": ("::1", "::1"),
     "str": ("batch", "batch"),
     "bool": ("false", False),
     "Literal['refuse', 'wait']": ("wait", "wait"),

@@ -95,6 +95,15 @@ def test_a_stream_without_thought_passes_byte_for_byte():
         assert b"".join(parts) == b"".join(map(taken.take, parts)) + taken.rest()
 
 
+def test_vllms_name_of_the_thought_is_deepseeks():
+    """In a stream and in a whole answer."""
+    taken = ThoughtStream()
+    made = taken.take(chunk("", reasoning="hm"))
+    assert {"content": "", "reasoning_content": "hm"} == json.loads(made[6:])["choices"][0]["delta"]
+    body = json.dumps({"choices": [{"message": {"content": "a", "reasoning": "hm"}}]}).encode()
+    assert {"content": "a", "reasoning_content": "hm"} == json.loads(tell_apart(body))["choices"][0]["message"]
+
+
 def test_other_events_pass():
     """Usage, errors, choices without a delta."""
     said = [{"usage": {"total_tokens": 3}, "choices": []}, {"error": {"message": "x"}}, {"choices": [{"index": 0}, 3]}]

@@ -15,6 +15,8 @@ from deepseek_resilient.core.sse import EventSplitter, EventStreamParser, split
 from deepseek_resilient.wire import encode, fields_of
 
 _OPEN, _CLOSE = "<think>", "</think>"
+_OTHER_NAME = "reasoning"
+"""What vLLM calls `reasoning_content`."""
 
 
 class Thought:
@@ -102,6 +104,9 @@ class ThoughtStream:
             delta = choice.get("delta") if isinstance(choice, dict) else None
             if not isinstance(delta, dict):
                 continue
+            if delta.get(_OTHER_NAME) and not delta.get("reasoning_content"):
+                delta["reasoning_content"] = delta.pop(_OTHER_NAME)
+                changed = True
             if delta.get("reasoning_content"):
                 self._thought.skip()
             content = delta.get("content")
@@ -121,7 +126,10 @@ def tell_apart(body: bytes) -> bytes:
     changed = False
     for choice in fields.get("choices") or ():
         message = choice.get("message") if isinstance(choice, dict) else None
-        if isinstance(message, dict) and isinstance(message.get("content"), str):
+        if isinstance(message, dict) and message.get(_OTHER_NAME) and not message.get("reasoning_content"):
+            message["reasoning_content"] = message.pop(_OTHER_NAME)
+            changed = True
+        elif isinstance(message, dict) and isinstance(message.get("content"), str):
             thought, answer = Thought().feed(message["content"], last=True)
             if thought:
                 changed = True
