@@ -128,6 +128,25 @@ def test_a_local_server_that_dies_is_asked_again() -> None:
     assert (FailureKind.CUT, "Simulated answer") == (run.seen[0].failure, run.seen[0].partial)
 
 
+def test_what_the_local_server_refuses_is_not_handed_on() -> None:
+    """A 400 of its own, and its open circuit: the caller gets what DeepSeek said."""
+    run = fell_back(Caller(), local=LocalWorld(next=("status;status=400",)))
+    assert (503, 1) == (run.seen[0].status, run.servers["local"]["attempts"])
+    assert "x-resilient-local" not in run.seen[0].headers
+    policy = replace(ONCE, breaker=BreakerPolicy(minimum_throughput=2, break_duration=5.0, max_break_duration=5.0))
+    callers = tuple(Caller(at=0.1 * number) for number in range(3))
+    run = fell_back(*callers, local=LocalWorld(next=("outage_503",) * 9), policy=policy)
+    assert [503, 503, 503] == [seen.status for seen in run.seen]
+    assert 2 == run.servers["local"]["attempts"]
+
+
+def test_only_chats_are_put_to_it() -> None:
+    """FIM is not."""
+    fim = Caller(path="/beta/completions", fields={"prompt": "x"})
+    run = fell_back(fim)
+    assert (503, 0) == (run.seen[0].status, run.servers["local"]["attempts"])
+
+
 def test_it_is_woken_when_calls_begin_to_fail() -> None:
     """By "on_risk": before anybody needs it. By "lazy": not before."""
     policy = quick(breaker=BreakerPolicy(minimum_throughput=6), retry=ONCE.retry)

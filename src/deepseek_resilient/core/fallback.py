@@ -13,7 +13,7 @@ as an answer, and says so in its headers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from deepseek_resilient.config.routing import Upstream
 from deepseek_resilient.core.effects import Wait
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.entrance import Entry
     from deepseek_resilient.core.messages import Failure, Response
     from deepseek_resilient.core.runtime import Call, Runtime
+    from deepseek_resilient.core.verdict import Verdict
     from deepseek_resilient.core.waiting import Bell
 
     Outcome = Response | Failure | None
@@ -110,8 +111,10 @@ async def with_local(runtime: Runtime, call: Call, local: Local, lead: Lead, onc
     call.deadline = deadline
     if not is_failure(outcome) or call.has_stale:
         return outcome
+    request, info = call.request, call.info
     answered = await _ask(runtime, call, local, once)
-    if answered is None or is_failure(answered[0]):
+    if answered is None:
+        call.request, call.info, call.local, call.lens = request, info, "", None
         return outcome
     return answered[0]
 
@@ -145,8 +148,8 @@ async def _ask(runtime: Runtime, call: Call, local: Local, once: Once) -> tuple[
             outcome, attempt = await once(runtime, call, entry)
         finally:
             lease.release()
-        verdict = attempt.verdict
-        if verdict is None or verdict.kind is VerdictKind.OK or attempt.first_content is not None:
+        verdict = cast("Verdict", attempt.verdict)  # it has ended
+        if verdict.kind is VerdictKind.OK or attempt.first_content is not None:
             return (outcome,)
         if not verdict.retryable:
             break
