@@ -18,6 +18,7 @@ alone is refused. The answer is given at least a quarter of the context, or its 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deepseek_resilient.core.tokens import estimate_request
@@ -105,12 +106,11 @@ def _trim(asked: dict[str, Any], room: int, count: Callable[[str], int]) -> int 
     """Leave out what does not fit into `room` tokens; how many messages that were, None where it cannot fit."""
     messages = asked["messages"]
     first = next((place for place, message in enumerate(messages) if message["role"] != "system"), len(messages) - 1)
-    start = first
-    while estimate_request(asked, count) > room:
-        start += 1
-        while start < len(messages) and messages[start]["role"] != "user":
-            start += 1
-        if start >= len(messages):
-            return None
+    starts = [first, *(place for place in range(first + 1, len(messages)) if messages[place]["role"] == "user")]
+
+    def fits(start: int) -> bool:
         asked["messages"] = messages[:first] + messages[start:]
-    return start - first
+        return estimate_request(asked, count) <= room
+
+    start = starts[bisect_left(starts, True, hi=len(starts) - 1, key=fits)]  # the later, the fewer
+    return start - first if fits(start) else None
