@@ -4,9 +4,9 @@
     python3 check.py --fast     # without the slow tests (end to end, command line, documents)
     python3 check.py --only types
 
-Needs Python 3.11 or newer with pip; sets up the rest itself, and again whenever pyproject.toml changed. The tests of the
-local model run llama.cpp with a small model from a package. Those of `transformers serve` need PyTorch, which is set up
-where the variable CI is set, and are skipped elsewhere.
+Needs Python 3.11 or newer with pip; sets up the rest itself, and again whenever pyproject.toml changed. The tests of
+the local model run llama.cpp with a small model from a package. Those of `transformers serve` need PyTorch, which is
+set up where the variable CI is set, and are skipped elsewhere.
 """
 
 from __future__ import annotations
