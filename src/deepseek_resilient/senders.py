@@ -15,12 +15,10 @@ from deepseek_resilient.bridge import (
     ATTEMPT_HEADER,
     DEADLINE_HEADER,
     RETRY_COUNT,
-    Dropped,
-    Library,
     failure_of,
-    library_of,
 )
 from deepseek_resilient.core.messages import RawHeaders, Reply
+from deepseek_resilient.libraries import Dropped, Library, library_of
 
 if TYPE_CHECKING:
     from collections import deque

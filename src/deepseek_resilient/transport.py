@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import httpx2
 
-from deepseek_resilient import bridge
+from deepseek_resilient import bridge, libraries
 from deepseek_resilient.drivers.aio import AioCall
 from deepseek_resilient.drivers.threads import ThreadCall
 from deepseek_resilient.engine import Engine
@@ -83,15 +83,15 @@ class ResilientTransport(_Resilient, httpx.BaseTransport, httpx2.BaseTransport):
         if inner is not None and not hasattr(inner, "handle_request"):
             raise ConfigError("inner", inner, "a transport with handle_request, such as httpx.HTTPTransport()")
         _check_proxy(inner, proxy)
-        self._inners = bridge.Inners(
+        self._inners = libraries.Inners(
             inner,
-            lambda library: library.HTTPTransport(limits=bridge.limits_of(library), proxy=proxy),
-            lambda library: library.HTTPTransport(limits=bridge.limits_of(library)),
+            lambda library: library.HTTPTransport(limits=libraries.limits_of(library), proxy=proxy),
+            lambda library: library.HTTPTransport(limits=libraries.limits_of(library)),
         )
 
     def handle_request(self, request: Any) -> Any:
         """Make the call. Raises what the inner transport would, or our exceptions in the same library's tree."""
-        library = bridge.library_of(request)
+        library = libraries.library_of(request)
         engine = self.engine
         if bridge.must_be_read(library, request):
             request.read()
@@ -149,11 +149,11 @@ class AsyncResilientTransport(_Resilient, httpx.AsyncBaseTransport, httpx2.Async
                 "inner", inner, "a transport with handle_async_request, such as httpx.AsyncHTTPTransport()"
             )
         _check_proxy(inner, proxy)
-        self._inners = bridge.Inners(inner, lambda _: _asynchronous(proxy), lambda _: _asynchronous(None))
+        self._inners = libraries.Inners(inner, lambda _: _asynchronous(proxy), lambda _: _asynchronous(None))
 
     async def handle_async_request(self, request: Any) -> Any:
         """Make the call. Raises what the inner transport would, or our exceptions in the same library's tree."""
-        library = bridge.library_of(request)
+        library = libraries.library_of(request)
         engine = self.engine
         if bridge.must_be_read(library, request):
             await request.aread()
@@ -191,13 +191,13 @@ def _check_proxy(inner: object, proxy: str | None) -> None:
 
 def _asynchronous(proxy: str | None) -> httpx2.AsyncBaseTransport:
     if proxy is not None and not proxy.startswith(("http://", "https://")):  # SOCKS: only the libraries' own know it
-        return httpx2.AsyncHTTPTransport(limits=bridge.limits_of(httpx2), proxy=proxy)
+        return httpx2.AsyncHTTPTransport(limits=libraries.limits_of(httpx2), proxy=proxy)
     from deepseek_resilient.aiohttp_transport import AiohttpTransport
 
-    return AiohttpTransport(max_connections=bridge.MAX_CONNECTIONS, proxy=proxy)
+    return AiohttpTransport(max_connections=libraries.MAX_CONNECTIONS, proxy=proxy)
 
 
-def _close_all(dropped: deque[bridge.Dropped]) -> None:
+def _close_all(dropped: deque[libraries.Dropped]) -> None:
     while dropped:
         try:
             coroutine, reply = dropped.popleft()

@@ -8,12 +8,13 @@ import signal
 import pybreaker
 import pytest
 
-from deepseek_resilient.bridge import exception_of, library_of
+from deepseek_resilient.bridge import exception_of
 from deepseek_resilient.config import BreakerPolicy, BudgetPolicy, Policy, StreamPolicy
 from deepseek_resilient.core.messages import Failure, Request
 from deepseek_resilient.core.runtime import EngineStatistics, TargetStatistics
 from deepseek_resilient.engine import Engine
 from deepseek_resilient.errors import ConfigError
+from deepseek_resilient.libraries import library_of
 
 from .driving import ANSWER, BROKEN, DONE, ORIGIN, TIMEOUT, Bench, Clock, Driven, ask, chunk, data, reply
 
