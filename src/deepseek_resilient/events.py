@@ -223,7 +223,7 @@ class CallRefused(Event):
 @dataclass(frozen=True, slots=True)
 class LocalDeclined(Event):
     """The model on this machine was not asked, for what it cannot do: "tools", "json", "answers", "content", "prefix",
-    "messages" or "too_long"."""
+    "messages", "max_tokens" or "too_long"."""
 
     call: int
     why: str

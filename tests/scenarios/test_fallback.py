@@ -140,6 +140,31 @@ def test_what_the_local_server_refuses_is_not_handed_on() -> None:
     assert 2 == run.servers["local"]["attempts"]
 
 
+def test_a_call_that_it_cannot_answer_keeps_all_its_time() -> None:
+    """Nothing is reserved for an answer that will not be asked for; of the others, a quarter."""
+    slow = (("slow_first_token;delay=3.5", 0.0, 1000.0),)
+    tools = {"tools": [{"type": "function", "function": {"name": "f"}}]}
+    run = fell_back(Caller(timeout=4.0, fields=tools), Caller(at=50.0, timeout=4.0), windows=slow)
+    assert (None, 200) == (run.seen[0].failure, run.seen[0].status)
+    assert ["x-resilient-local" in seen.headers for seen in run.seen] == [False, True]
+
+
+def test_after_the_deadline_nothing_is_asked_of_it() -> None:
+    """It became ready while the server used up the time."""
+    local = LocalWorld(states=((2.0, "ready"),))
+    run = fell_back(Caller(timeout=4.0), local=local, windows=(("hang", 0.0, 1000.0),))
+    assert (FailureKind.TIMEOUT, 0) == (run.seen[0].failure, run.servers["local"]["attempts"])
+
+
+def test_a_stale_answer_is_refreshed_by_the_server_alone() -> None:
+    """What the local model says would be thrown away."""
+    policy = replace(ONCE, cache=CachePolicy(lifetime=1.0, stale_while_revalidate=100.0))
+    callers = tuple(Caller(at=at, fields={"temperature": 0}) for at in (0.0, 5.0, 6.0))
+    run = fell_back(*callers, policy=policy, windows=(("outage_503", 2.0, 1000.0),))
+    assert ["stale", "stale"] == [seen.headers.get("x-resilient-cache") for seen in run.seen[1:]]
+    assert 0 == run.servers["local"]["attempts"]
+
+
 def test_only_chats_are_put_to_it() -> None:
     """FIM is not."""
     fim = Caller(path="/beta/completions", fields={"prompt": "x"})

@@ -45,7 +45,7 @@ def test_a_whole_answer(text, thought, answer):
         assert made == body
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"x", b'{"choices":null}'])
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"x", b'{"choices":null}', b'{"choices":5}'])
 def test_what_is_no_answer_stays_as_it_is(body):
     """Byte for byte."""
     assert body == tell_apart(body)

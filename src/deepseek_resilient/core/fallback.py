@@ -103,15 +103,19 @@ class Local(Protocol):
 async def with_local(runtime: Runtime, call: Call, local: Local, lead: Lead, once: Once) -> Outcome:
     """The outcome of `lead`; where that is a failure, the local model's."""
     deadline, now = call.deadline, runtime.clock()
-    if call.info.dialect is not Dialect.CHAT or call.request.adapt is None or not call.request.replayable:
+    request, info = call.request, call.info
+    if info.dialect is not Dialect.CHAT or request.adapt is None or not request.replayable or request.encoded:
         return await lead(call)
-    if deadline is not None and local.ready:
+    why = beyond(call.read(), json=True)
+    if deadline is not None and not why and local.ready:
         call.deadline = deadline - (deadline - now) * local.policy.reserve
     outcome = await lead(call)
     call.deadline = deadline
     if not is_failure(outcome) or call.has_stale:
         return outcome
-    request, info = call.request, call.info
+    if why:
+        runtime.listeners.emit(LocalDeclined(runtime.clock(), call.number, why))
+        return outcome
     answered = await _ask(runtime, call, local, once)
     if answered is None:
         call.request, call.info, call.local, call.lens = request, info, "", None
@@ -122,12 +126,8 @@ async def with_local(runtime: Runtime, call: Call, local: Local, lead: Lead, onc
 async def _ask(runtime: Runtime, call: Call, local: Local, once: Once) -> tuple[Outcome] | None:
     """What came of asking the local model; None where it is not to be had."""
     request, fields = call.request, call.read()
-    why = beyond(fields, json=True)
-    if why:
-        _decline(runtime, call, why)
-        return None
     for _ in range(_TRIES):
-        lease = await _acquire(call, local)
+        lease = await _acquire(call, local) if call.outlives(runtime.clock()) else None
         if lease is None:
             return None
         try:
@@ -135,7 +135,7 @@ async def _ask(runtime: Runtime, call: Call, local: Local, once: Once) -> tuple[
             json = lease.engine in _WITH_JSON
             asked = plain(fields, lease.model, context=policy.context, json=json, count=runtime.count_tokens)
             if isinstance(asked, str):
-                _decline(runtime, call, asked)
+                runtime.listeners.emit(LocalDeclined(runtime.clock(), call.number, asked))
                 return None
             key = lease.api_key or _NO_KEY
             upstream = Upstream(
@@ -154,10 +154,6 @@ async def _ask(runtime: Runtime, call: Call, local: Local, once: Once) -> tuple[
         if not verdict.retryable:
             break
     return None
-
-
-def _decline(runtime: Runtime, call: Call, why: str) -> None:
-    runtime.listeners.emit(LocalDeclined(runtime.clock(), call.number, why))
 
 
 async def _acquire(call: Call, local: Local) -> Lease | None:

@@ -190,7 +190,7 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
     )
     if isinstance(reply, Failure):
         return _failed(runtime, call, attempt, judge.of_failure(reply), reply)
-    if attempt.entry.pick is not None:  # one upstream's cookies are not for another
+    if attempt.entry.pick is not None or call.local:  # one upstream's cookies are not for another
         reply.headers = [pair for pair in reply.headers if pair[0].lower() != b"set-cookie"]
     if info.stream and reply.status < 300:
         outcome = await relay(attempt, reply, until, lambda response: _dress(call, response))

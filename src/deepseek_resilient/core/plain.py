@@ -5,7 +5,7 @@
 | model                                              | its own name                                                   |
 | messages                                           | role, text and name; past reasoning is left out                |
 | stream, stop, temperature, top_p, seed, penalties  | as they are                                                    |
-| max_tokens, max_completion_tokens                  | `max_tokens`, at most what the context has left                |
+| max_tokens, max_completion_tokens                  | `max_tokens`, at most what the context has left; none, if none |
 | JSON mode, JSON schema                             | as it is, where the engine can; else refused                   |
 | tools that may be called, tool results, pictures   | refused: they are never left out silently                      |
 | several answers (`n`), logprobs, a prefix          | refused                                                        |
@@ -56,13 +56,15 @@ def plain(
     asked |= {name: fields[name] for name in _KEPT if fields.get(name) is not None}
     if json and _wants_json(fields):
         asked["response_format"] = fields["response_format"]
-    wanted = fields.get("max_tokens") or fields.get("max_completion_tokens")
+    wanted = fields.get("max_completion_tokens") if fields.get("max_tokens") is None else fields["max_tokens"]
+    if wanted is not None and (type(wanted) is not int or wanted < 1):
+        return "max_tokens"
     room = context // _ANSWER if wanted is None else min(wanted, context // _ANSWER)
     left_out = _trim(asked, context - room, count)
     if left_out is None:
         return "too_long"
-    free = max(context - estimate_request(asked, count), 1)
-    asked["max_tokens"] = free if wanted is None else min(wanted, free)
+    if wanted is not None:  # else the server gives what it has: an estimate that is too short for it would be refused
+        asked["max_tokens"] = min(wanted, max(context - estimate_request(asked, count), 1))
     return Plain(asked, left_out)
 
 

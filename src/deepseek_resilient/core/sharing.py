@@ -197,6 +197,7 @@ async def _refresh(runtime: Runtime, call: Call, sharing: Sharing, key: bytes, l
     flights = sharing.flights
     own = call.twin()
     own.caching = "refresh"
+    own.has_stale = True
     flight = flights.open(key, own)
     if flight is not None:
         own.number = runtime.next_number()

@@ -100,7 +100,7 @@ class ThoughtStream:
     def _changed(self, fields: dict[str, Any]) -> bool:
         """Tell apart what this event says, in place; whether anything is different."""
         changed = False
-        for choice in fields.get("choices") or ():
+        for choice in _choices(fields):
             delta = choice.get("delta") if isinstance(choice, dict) else None
             if not isinstance(delta, dict):
                 continue
@@ -120,11 +120,16 @@ class ThoughtStream:
         return changed
 
 
+def _choices(fields: dict[str, Any]) -> list[Any]:
+    choices = fields.get("choices")
+    return choices if isinstance(choices, list) else []
+
+
 def tell_apart(body: bytes) -> bytes:
     """A whole chat answer with the thought told apart; the same bytes where there is none."""
     fields = fields_of(body)
     changed = False
-    for choice in fields.get("choices") or ():
+    for choice in _choices(fields):
         message = choice.get("message") if isinstance(choice, dict) else None
         if isinstance(message, dict) and message.get(_OTHER_NAME) and not message.get("reasoning_content"):
             message["reasoning_content"] = message.pop(_OTHER_NAME)
