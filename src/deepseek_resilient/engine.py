@@ -226,6 +226,11 @@ class Engine:
         if self._own_local is not None:
             self._own_local.close()
 
+    def __del__(self) -> None:
+        local = getattr(self, "_own_local", None)
+        if local is not None:  # without waiting: the collector may run inside any lock, and at the interpreter's end
+            local.end_soon()
+
     async def aclose(self) -> None:
         """The same, without blocking the event loop."""
         if self._own_local is None:
