@@ -12,7 +12,7 @@ import pytest
 from deepseek_resilient import DeepSeek, Policy, StreamInterruptedError, partial_of
 from deepseek_resilient.config import StreamPolicy
 from deepseek_resilient.errors import LocalModelError
-from deepseek_resilient.local import instance, maker
+from deepseek_resilient.local import instance, maker, room
 from deepseek_resilient.local.diagnosis import FINAL, failure_of
 from deepseek_resilient.local.process import Exit
 from deepseek_resilient.local.server import State
@@ -102,7 +102,7 @@ def test_a_context_that_is_too_large(serve, models):
 
 def test_a_server_that_takes_too_much_memory(serve, smollm2, heard, monkeypatch):
     """It is ended, and the limit named as the cause."""
-    monkeypatch.setattr(instance, "needed", lambda size, context: 0)  # the check before the start would refuse it
+    monkeypatch.setattr(room, "needed", lambda size, context: 0)  # the check before the start would refuse it
     server = serve(smollm2, memory_limit=64 << 20, context=8192)
     server.wake()
     assert "was ended for holding more memory than its limit: allow more (memory_limit)" in heard.wait("backoff").detail

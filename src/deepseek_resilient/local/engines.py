@@ -16,7 +16,7 @@ import importlib.util
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,7 +105,7 @@ def _vllm(policy: LocalPolicy, plan: Plan, port: int) -> list[str]:
         command += ["--tensor-parallel-size", str(cards)]
     if thinks(plan):
         command += ["--reasoning-parser", "deepseek_r1"]
-    if policy.int8 and "quantization_config" not in _config(plan):
+    if policy.int8 and not is_quantised(plan):
         command += ["--quantization", "fp8"]
     return command
 
@@ -180,7 +180,8 @@ def _plan_of_folder(policy: LocalPolicy, path: Path) -> Plan:
             f"{path} holds no model: it needs config.json and *.safetensors, or a GGUF file", why="no_model"
         )
     engine = _of_folders(policy)
-    return Plan(str(path), str(path) if engine == "transformers" else path.name, engine, files)
+    made = Plan(str(path), str(path) if engine == "transformers" else path.name, engine, files)
+    return replace(made, context_bytes=_context_of_folder(policy, _config(made)))
 
 
 def _of_folders(policy: LocalPolicy) -> str:
@@ -211,12 +212,31 @@ def _context(policy: LocalPolicy, head: GgufHead) -> int:
     return head.context_bytes(policy.context * policy.parallel)
 
 
+def _context_of_folder(policy: LocalPolicy, config: Mapping[str, object]) -> int:
+    """Keys and values at 16 bits, by config.json; 0 where it does not tell."""
+
+    def of(name: str) -> int:
+        value = config.get(name)
+        return value if isinstance(value, int) else 0
+
+    heads = of("num_attention_heads")
+    size = of("head_dim") or (of("hidden_size") // heads if heads else 0)
+    return (
+        policy.context * policy.parallel * of("num_hidden_layers") * 2 * (of("num_key_value_heads") or heads) * size * 2
+    )
+
+
 def _config(plan: Plan) -> dict[str, object]:
     try:
         found = json.loads((Path(plan.model) / "config.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def is_quantised(plan: Plan) -> bool:
+    """Whether the weights of a folder are quantised already."""
+    return "quantization_config" in _config(plan)
 
 
 def thinks(plan: Plan) -> bool:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from deepseek_resilient.errors import LocalModelError
 from deepseek_resilient.local.diagnosis import failure_of, last_words
-from deepseek_resilient.local.engines import ENGINES, environment, gpus
-from deepseek_resilient.local.memory import available, gigabytes, needed, read_ahead
+from deepseek_resilient.local.engines import ENGINES, environment
+from deepseek_resilient.local.memory import available, read_ahead
 from deepseek_resilient.local.probe import NotThereError, Probe
 from deepseek_resilient.local.process import ChildProcess, Exit
+from deepseek_resilient.local.room import check_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,18 +171,7 @@ def check(policy: LocalPolicy, plan: Plan, freed: int = 0) -> None:
         LocalModelError: the engine is not installed, or the memory too small.
     """
     ENGINES[plan.engine].check()
-    free = available()
-    free = None if free is None else free + freed
-    want = needed(plan.size, plan.context_bytes)
-    if policy.memory_limit is not None:
-        free = policy.memory_limit if free is None else min(free, policy.memory_limit)
-    if free is not None and plan.files and want > free and not gpus(os.environ):  # whose memory is not measured here
-        raise LocalModelError(
-            f"{plan.name} needs about {gigabytes(want)} of memory ({gigabytes(plan.size)} of weights, "
-            f"{gigabytes(plan.context_bytes)} of context) and {gigabytes(free)} is available: take a smaller model or "
-            "quantisation, or a smaller context",
-            why="too_large",
-        )
+    check_room(policy, plan, freed)
 
 
 def free_port(host: str, wanted: int, fixed: bool) -> int:

@@ -12,7 +12,6 @@ from deepseek_resilient.local.discover import at_address, at_usual_ports
 from deepseek_resilient.local.engines import gpus, plan
 from deepseek_resilient.local.instance import Instance, check, free_port
 from deepseek_resilient.local.logs import new_log
-from deepseek_resilient.local.memory import available, needed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,15 +70,23 @@ class Maker:
         if old.child is None:
             return ""
         wanted = plan(self._policy, self._named(model))
-        free = available()
         if wanted.engine == "vllm" and gpus(os.environ) > 0:
             return "vLLM takes the whole memory of the GPU"
         if self._policy.port != 0:
             return f"both would need port {self._policy.port}"
-        if free is not None and needed(wanted.size, wanted.context_bytes) > free:
-            check(self._policy, wanted, freed=old.child.resident())
+        try:
+            check(self._policy, wanted)
+        except LocalModelError as error:
+            if error.why != "too_large":
+                raise
+            check(self._policy, wanted, freed=self._freed_by(old))
             return "there is no memory for both"
         return ""
+
+    def _freed_by(self, old: Instance) -> int:
+        """Bytes that come free with it: in memory what it holds there, on a GPU what it was planned to take."""
+        planned = 0 if old.plan is None else old.plan.size + old.plan.context_bytes
+        return max(planned, 0 if old.child is None else old.child.resident())
 
     def adopt(self, instance: Instance) -> None:
         """The next start is to share its port and log."""
