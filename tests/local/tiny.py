@@ -61,8 +61,8 @@ class Tiny:
         found |= {f"blk.0.attn_{name}": ((size, size), square) for name in ("q", "k", "v", "output")}
         return {f"{name if gguf else _NAMES[name]}.weight": pair for name, pair in found.items()}
 
-    def write_gguf(self, path: Path) -> Path:
-        """One file for llama.cpp."""
+    def write_gguf(self, path: Path, file_type: int | None = None) -> Path:
+        """One file for llama.cpp; `file_type` is what its head says of the weights (0: 32 bits, 7: Q8_0)."""
         kinds = array.array("i", [2, 3, 3, 3] + [6] * 256 + [1] * (self.size - 260))
         scores = [0.0] * 260 + [-float(number) for number in range(self.size - 260)]
         pairs = [
@@ -77,6 +77,7 @@ class Tiny:
             _pair("tokenizer.ggml.bos_token_id", 1), _pair("tokenizer.ggml.eos_token_id", _EOS),
             _pair("tokenizer.ggml.unknown_token_id", 0), _pair("tokenizer.chat_template", self.template),
         ]  # fmt: skip
+        pairs += [] if file_type is None else [_pair("general.file_type", file_type)]
         tensors = self.tensors(gguf=True)
         head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs)
         offset, data = 0, b""

@@ -110,6 +110,15 @@ def test_what_it_cannot_do_is_not_asked_of_it(fields: dict[str, Any], why: str) 
     assert [why] == [line.partition("why=")[2].rstrip(")") for line in run.trace if "LocalDeclined" in line]
 
 
+@pytest.mark.parametrize(("fault", "whole"), [("no_done", True), ("cut;after=3", False)])
+def test_a_local_stream_ends_by_its_finish_reason(fault: str, whole: bool) -> None:
+    """`transformers serve` sends no [DONE]; one that stops in the middle is cut all the same."""
+    run = fell_back(Caller(stream=True), local=LocalWorld(next=(fault,)))
+    assert 1 == run.servers["local"]["attempts"]
+    assert whole == (ANSWER == text_of(run.seen[0]))
+    assert whole == (run.seen[0].failure is None)
+
+
 @pytest.mark.parametrize(("engine", "asked"), [("llamacpp", True), ("transformers", False), ("", False)])
 def test_json_is_asked_of_an_engine_that_can(engine: str, asked: bool) -> None:
     """Never of another one."""

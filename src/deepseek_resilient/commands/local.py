@@ -1,4 +1,6 @@
-"""`deepseek-resilient local list` and `pull`: the models that fit here, and fetching one. Only `pull` fetches."""
+"""`deepseek-resilient local list` and `pull`: the models that fit here, and fetching one. Only `pull` fetches.
+
+`local bench` is in a module of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepseek_resilient.commands import local_bench
 from deepseek_resilient.commands.terminal import CommandError, Terminal
 
 if TYPE_CHECKING:
@@ -21,13 +24,14 @@ def add(commands: Any) -> None:
     """Describe both to argparse."""
     line = commands.add_parser(
         "local",
-        help="local models: which fit this machine, and fetching one",
+        help="local models: which fit this machine, fetching one, measuring one",
         description="Models that can answer on this machine when DeepSeek does not.",
         epilog="Nothing is ever fetched but by `local pull`.",
     )
     inner = line.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_list(inner)
     _add_pull(inner)
+    local_bench.add(inner)
 
 
 def _add_list(commands: Any) -> None:

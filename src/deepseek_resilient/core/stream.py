@@ -197,6 +197,8 @@ async def relay(
     seam = call.seam
     lens = call.lens if decoder.transparent and call.lens is not None else seam
     watch = attempt.watch = StreamWatch(call.info.dialect, decoder, runtime.policy.stream, seam)
+    if call.local:  # `transformers serve` ends its streams without [DONE]
+        watch.complete = Sign.FINISH
     chunk = await _until_content(attempt, reply, watch, until)
     if not isinstance(chunk, bytes):
         return chunk

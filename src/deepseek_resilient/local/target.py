@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepseek_resilient.core.waiting import Bell
@@ -46,7 +48,7 @@ class LocalModel:
         self._listener = listener
         self._lock = threading.Lock()
         self._bells: list[Bell] = []
-        self._server = LocalServer(policy, listener=self._heard, clock=clock, find=self._find)
+        self._server = LocalServer(policy, listener=self._heard, clock=clock, find=partial(find, policy))
 
     @property
     def ready(self) -> bool:
@@ -109,23 +111,31 @@ class LocalModel:
         for bell in bells:
             bell.ring()
 
-    def _find(self, name: str | None) -> str:
-        """The path of the model that is named, or of the one for this machine. Raises LocalModelError."""
-        from deepseek_resilient.local.catalog import choose, resolve
-        from deepseek_resilient.local.hardware import detect
 
-        if name is None:
-            choice = choose(detect(), int8=self.policy.int8, models=_runnable(self.policy.engine))
-            name, why = choice.model.name, f" ({choice.why})"
-        else:
-            why = ""
-        source = resolve(name)
-        if source.path is None:
-            raise LocalModelError(
-                f"{name}{why} is not on this machine, and nothing is fetched unasked: "
-                f"deepseek-resilient local pull {name}"
-            )
-        return str(source.path)
+def find(policy: LocalPolicy, name: str | None = None) -> str:
+    """The path of the model that is named, by the policy where `name` is None, or of the one for this machine.
+
+    Raises:
+        LocalModelError: there is none, or it is not here: nothing is fetched.
+    """
+    from deepseek_resilient.local.catalog import choose, resolve
+    from deepseek_resilient.local.hardware import detect
+
+    name = name or policy.model
+    if name is None:
+        choice = choose(detect(), int8=policy.int8, models=_runnable(policy.engine))
+        name, why = choice.model.name, f" ({choice.why})"
+    else:
+        why = ""
+        folder = Path(name).expanduser()
+        if folder.is_dir() and any(folder.glob("*.gguf")):  # which of them is the engine's choice
+            return str(folder)
+    source = resolve(name)
+    if source.path is None:
+        raise LocalModelError(
+            f"{name}{why} is not on this machine, and nothing is fetched unasked: deepseek-resilient local pull {name}"
+        )
+    return str(source.path)
 
 
 def _runnable(engine: str) -> list[Model]:
