@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 import urllib.error
 from dataclasses import replace
@@ -171,11 +172,14 @@ def test_a_broken_head_is_told(tmp_path, data, message):
 @pytest.mark.skipif(NO_TORCH, reason="no transformers: pip install torch 'transformers[serving]>=5'")
 def test_transformers_serves_a_folder(models, tmp_path):
     """By its own server, with the key that it lacks; here with 8 bits and two calls at once."""
-    asked = policy(models / "folder", engine="transformers", int8=True, parallel=2)
+    folder = shutil.copytree(models / "folder", tmp_path / "folder")
+    config = json.loads((folder / "config.json").read_text()) | {"dtype": "bfloat16"}  # as most models have
+    (folder / "config.json").write_text(json.dumps(config))
+    asked = policy(folder, engine="transformers", int8=True, parallel=2)
     with LocalServer(asked, logs=tmp_path) as server:
         server.wait_ready(120)
         assert text(SENTENCE) == ask(server)
-        assert ("transformers", str(models / "folder")) == (server.statistics().engine, server.model)
+        assert ("transformers", str(folder)) == (server.statistics().engine, server.model)
         assert server.statistics().resident < 1500e6
         with pytest.raises(urllib.error.HTTPError) as refused:
             ask_at(server.base_url, "wrong", server.model)

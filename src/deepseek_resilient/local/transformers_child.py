@@ -91,6 +91,7 @@ def _quantise_on_load(torch: Any) -> None:
 
     def load_in_8_bits(self: Any, *arguments: Any, **named: Any) -> Any:
         model = load(self, *arguments, **named)
+        model = model.float()  # it quantises weights of 32 bits only, and most models have 16
         return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
 
     manager._load_model = load_in_8_bits
