@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         GuardPolicy,
         HedgePolicy,
         LedgerPolicy,
+        LocalPolicy,
         Policy,
         RatePolicy,
         RoutingPolicy,
@@ -45,6 +46,7 @@ def describe(policy: Policy) -> str:
         ("stream", f"first content within {_seconds(stream.first_content)}; silence at most "
                    f"{_seconds(stream.silence)}; ends by finish_reason{' and [DONE]' if stream.require_done else ''}"
                    f"{_continued(stream)}"),
+        ("local", _local(policy.local)),
         ("verdict", "ok, caller_fault, throttled, overloaded, fault, timeout, truncated"),
     ]  # fmt: skip
     return "\n".join(f"{f'{number}.':<4}{name:<9} {text}" for number, (name, text) in enumerate(steps, 1))
@@ -134,6 +136,22 @@ def _ledger(policy: LedgerPolicy | None) -> str:
     return (
         f"the last {policy.keep} calls, what each attempt cost; retries, hedges and dearer upstreams may cost "
         f"{' and '.join(limits) or 'any amount'} more"
+    )
+
+
+def _local(policy: LocalPolicy | None) -> str:
+    if policy is None:
+        return "off: no model on this machine answers where the servers do not"
+    if policy.address is not None:
+        which = f"{policy.model or 'the model'} of the server at {policy.address}"
+    else:
+        which = policy.model or "the model of the catalog for this machine"
+    when = {"start": "at once", "on_risk": "when calls begin to fail", "lazy": "when a call needs it"}[policy.warm]
+    bits = " in 8 bits" if policy.int8 else ""
+    loaded = "" if policy.address is not None else f"; loaded {when}"
+    return (
+        f"where no server answers and no stale answer is kept: {which}{bits}, {policy.context} tokens of context"
+        f"{loaded}; {policy.reserve:.0%} of a call's time are kept for it"
     )
 
 

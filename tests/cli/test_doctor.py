@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from local.tiny import Tiny
 
 from .command import C_LOCALE, environment, inside, run
 
@@ -137,3 +140,56 @@ def test_where_models_lie_is_no_setting_of_the_policy(keyed: dict[str, str]) -> 
     """DEEPSEEK_RESILIENT_MODELS has our prefix, and is not refused."""
     status, found = findings({**keyed, "DEEPSEEK_RESILIENT_MODELS": "/somewhere"})
     assert (0, "ok") == (status, found["settings"]["level"])
+
+
+LOCAL = {"DEEPSEEK_RESILIENT_LOCAL": "on"}
+
+
+def fallback(env: dict[str, str], **settings: str) -> tuple[int, str, str]:
+    """Exit status, and level and text of the finding on the policy's local part."""
+    status, found = findings({**env, **LOCAL, **{f"DEEPSEEK_RESILIENT_LOCAL_{n}": v for n, v in settings.items()}})
+    return status, found["fallback"]["level"], found["fallback"]["text"]
+
+
+def test_without_a_local_part_nothing_is_said_of_one(keyed: dict[str, str]) -> None:
+    """It is off by default."""
+    assert "fallback" not in findings(keyed)[1]
+
+
+def test_a_model_that_can_be_started_is_told(keyed: dict[str, str], tmp_path: Path) -> None:
+    """Its name, engine and size, and when it would be loaded; nothing is started."""
+    model = Tiny().write_gguf(tmp_path / "tiny.gguf")
+    status, level, text = fallback(keyed, MODEL=str(model), WARM="lazy")
+    if importlib.util.find_spec("xllamacpp") is None:
+        assert (1, "problem") == (status, level)
+        assert "pip install 'deepseek-resilient[local]'" in text
+        return
+    assert (0, "ok", "tiny by llamacpp, 0.0 GiB of files; loaded when a call needs it") == (status, level, text)
+    _, found = findings({**keyed, **LOCAL, "DEEPSEEK_RESILIENT_LOCAL_MODEL": str(model),
+                         "DEEPSEEK_RESILIENT_LOCAL_INT8": "true"})  # fmt: skip
+    assert ("warning", True) == (found["fallback"]["level"], "not Q8_0" in found["fallback"]["advice"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"MODEL": "/no/such.gguf"}, "/no/such.gguf does not exist"),
+        ({"MODEL": "r1-distill-qwen-1.5b-q8_0"}, "deepseek-resilient local pull r1-distill-qwen-1.5b-q8_0"),
+        ({"ADDRESS": "http://127.0.0.1:1"}, "no server answers at http://127.0.0.1:1/v1"),
+    ],
+)
+def test_a_local_model_that_cannot_be_had_must_be_put_right(
+    settings: dict[str, str], said: str, keyed: dict[str, str], tmp_path: Path
+) -> None:
+    """The error's own words, which say what to do."""
+    status, level, text = fallback({**keyed, "DEEPSEEK_RESILIENT_MODELS": str(tmp_path)}, **settings)
+    assert (1, "problem") == (status, level)
+    assert said in text
+
+
+def test_a_server_that_runs_already_is_asked(keyed: dict[str, str], lab: LabProcess) -> None:
+    """Which model it has; one that it has not is a problem."""
+    status, level, text = fallback(keyed, ADDRESS=lab.base_url, KEY="k")
+    assert (0, "ok") == (status, level)
+    assert f"by the server at {lab.base_url}" in text
+    assert (1, "problem") == fallback(keyed, ADDRESS=lab.base_url, KEY="k", MODEL="another")[:2]

@@ -40,7 +40,7 @@ def test_one_numbered_line_per_step():
     names = [line.split()[:2] for line in describe(Policy()).splitlines()]
     steps = [
         "guard", "cache", "deadline", "retry", "budget", "hedge", "route", "admission", "ladder", "gate", "breaker",
-        "rate", "places", "ledger", "send", "stream", "verdict",
+        "rate", "places", "ledger", "send", "stream", "local", "verdict",
     ]  # fmt: skip
     assert [[f"{number}.", name] for number, name in enumerate(steps, 1)] == names
     assert describe(Policy.batch()) == Engine(Policy.batch()).describe()

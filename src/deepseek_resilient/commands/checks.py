@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from deepseek_resilient.config import LocalPolicy
+
 Level = Literal["ok", "warning", "problem"]
 
 LIMIT: Final = 3.0
@@ -41,7 +43,7 @@ def run_checks(environ: Mapping[str, str]) -> list[Finding]:
     """All of them, in the order in which they are read."""
     return [
         *_versions(), _key(environ), _address(environ), *_proxies(environ), _settings(environ), _reachable(environ),
-        *_machine(environ),
+        *_machine(environ), *_fallback(environ),
     ]  # fmt: skip
 
 
@@ -237,6 +239,49 @@ def _machine(environ: Mapping[str, str]) -> Iterator[Finding]:
     path = present(choice.model, models_directory(environ))
     had = f"it is in {path}" if path else f"to have it: deepseek-resilient local pull {choice.model.name}"
     yield Finding("local model", "ok", f"{choice.model.name} {choice.why}; {had}")
+
+
+def _fallback(environ: Mapping[str, str]) -> Iterator[Finding]:
+    """The policy's local part, as far as it can be looked at without a start; nothing where there is none."""
+    from deepseek_resilient.config import Policy
+    from deepseek_resilient.errors import ConfigError, LocalModelError
+
+    try:
+        policy = Policy.from_env(environ).local
+    except ConfigError:  # told above
+        return
+    if policy is None:
+        return
+    try:
+        yield _running_server(policy) or _planned(policy)
+    except LocalModelError as error:  # its message says what to do
+        yield Finding("fallback", "problem", str(error))
+
+
+def _running_server(policy: LocalPolicy) -> Finding | None:
+    from deepseek_resilient.local.discover import at_address, at_usual_ports
+
+    if policy.address is not None:
+        found = [at_address(policy.address, policy.key)]
+    else:
+        found = at_usual_ports(policy.key) if policy.discover else []
+        found = [server for server in found if policy.model is None or policy.model in server.models]
+    if not found:
+        return None
+    name = f" ({found[0].name})" if found[0].name else ""
+    return Finding("fallback", "ok", f"{found[0].model(policy.model)}, by the server at {found[0].base_url}{name}")
+
+
+def _planned(policy: LocalPolicy) -> Finding:
+    from deepseek_resilient.local.engines import plan
+    from deepseek_resilient.local.instance import check
+    from deepseek_resilient.local.target import find
+
+    planned = plan(policy, find(policy))
+    check(policy, planned)
+    when = {"start": "at once", "on_risk": "when calls begin to fail", "lazy": "when a call needs it"}[policy.warm]
+    text = f"{planned.name} by {planned.engine}, {_gibibytes(planned.size)} of files; loaded {when}"
+    return Finding("fallback", "warning" if planned.note else "ok", text, planned.note)
 
 
 def _gibibytes(count: int) -> str:

@@ -21,7 +21,8 @@ def add(commands: Any) -> None:
         "doctor",
         help="look at versions, settings, the way to the server, and this machine",
         description="Shows what deepseek-resilient sees, and what to do about what is wrong. The key is never shown, "
-        "and is sent nowhere but to GET /models of the address in force.",
+        "and is sent nowhere but to GET /models of the address in force. A local model is not started: only what can "
+        "be told without that is looked at.",
         epilog="Exit status: 1 when something must be put right, 0 otherwise (warnings included).",
     )
     line.add_argument("--json", action="store_true", help="as JSON, for programs")
