@@ -65,11 +65,11 @@ def asked(model: Path, **more: object) -> LocalPolicy:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny` says a sentence and `other` another one, both in bfloat16; `wide` its sentence for ever, by 0.4 GB."""
+    """`tiny` says a sentence and `other` another one, both in bfloat16; `wide` its sentence for ever, by 0.1 GB."""
     folder = tmp_path_factory.mktemp("models")
     write_wide(folder / "tiny", hidden=320, layers=1, loop=False)
     write_wide(folder / "other", OTHER, hidden=320, layers=1, loop=False)
-    return write_wide(folder / "wide").parent
+    return write_wide(folder / "wide", hidden=768, layers=8).parent
 
 
 @pytest.fixture
@@ -201,10 +201,10 @@ def test_the_gpu_against_the_processors(
 ) -> None:
     """Both give the same answers; the table is shown, with its date, and says nothing of which must be faster."""
     policy = asked(models / "wide")
-    (gpu,) = measure([Side("GPU, bfloat16", policy)], tokens=64, rounds=3, note=lambda _: None)
+    (gpu,) = measure([Side("GPU, bfloat16", policy)], tokens=16, rounds=3, note=lambda _: None)
     with monkeypatch.context() as hidden:
         hidden.setenv("CUDA_VISIBLE_DEVICES", "")
-        (cpu,) = measure([Side("CPU, bfloat16", policy)], tokens=64, rounds=3, note=lambda _: None)
+        (cpu,) = measure([Side("CPU, bfloat16", policy)], tokens=16, rounds=3, note=lambda _: None)
     assert (3, 3) == (len(gpu.rates), len(cpu.rates))
     assert gpu.answers == cpu.answers
     assert all(answer.startswith(SAID) for answer in gpu.answers)
@@ -220,7 +220,7 @@ def test_sixteen_bits_against_eight_on_the_gpu(
     models: Path, untouched: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Side by side in one run, with the same answers by this model; the table is shown with its date."""
-    found = measure(sides(asked(models / "wide"), True), tokens=64, rounds=3, note=lambda _: None)
+    found = measure(sides(asked(models / "wide"), True), tokens=16, rounds=3, note=lambda _: None)
     assert [WIDE, NARROW] == [one.label for one in found]
     agreement = as_data(found)["agreement"]
     assert (1.0, 1.0) == (agreement["equal"], agreement["common_prefix"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -21,6 +23,9 @@ from deepseek_resilient import (
     RetryPolicy,
 )
 from deepseek_resilient.lab import LabProcess
+from deepseek_resilient.local.engines import ENGINES
+
+from . import tiny
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,3 +160,78 @@ def test_tools_are_not_asked_of_it(lab: LabProcess, policy: Policy) -> None:
             client.chat.completions.create(**ASK, tools=[tool])
         assert 0 == client.engine.local.statistics().calls
     lab.script(windows=[])
+
+
+def through_an_outage(lab: LabProcess, policy: Policy, name: str) -> list[str]:
+    """What sync and async callers get, streamed and not, while the server is down; before and after, it answers."""
+    said: list[str] = []
+
+    def asked(client: DeepSeek, expected: str) -> None:
+        raw = client.chat.completions.with_raw_response.create(**ASK)
+        assert expected == raw.headers.get("x-resilient-local", "remote")
+        said.append(raw.parse().choices[0].message.content or "")
+        with client.chat.completions.create(stream=True, **ASK) as stream:
+            assert expected == stream.response.headers.get("x-resilient-local", "remote")
+            said.append("".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices))
+
+    async def asynchronous(engine: Engine) -> None:
+        async with AsyncDeepSeek(base_url=lab.base_url, api_key="k", engine=engine) as client:
+            raw = await client.chat.completions.with_raw_response.create(**ASK)
+            assert name == raw.headers["x-resilient-local"]
+            said.append(raw.parse().choices[0].message.content or "")
+            async with await client.chat.completions.create(stream=True, **ASK) as stream:
+                assert name == stream.response.headers["x-resilient-local"]
+                said.append("".join([c.choices[0].delta.content or "" async for c in stream if c.choices]))
+
+    engine = Engine(policy)
+    try:
+        with DeepSeek(base_url=lab.base_url, api_key="k", engine=engine) as client:
+            asked(client, "remote")
+            said.clear()
+            lab.script(windows=[OUTAGE])
+            asked(client, name)
+            asyncio.run(asynchronous(engine))
+            lab.script(windows=[])
+            here = list(said)
+            where: list[str] = []
+
+            def back() -> bool:
+                raw = client.chat.completions.with_raw_response.create(**ASK)
+                where.append(raw.headers.get("x-resilient-local", "remote"))
+                return where[-4:] == ["remote"] * 4  # the circuit lets only probes through at first
+
+            reached(back, [])
+            asked(client, "remote")
+    finally:
+        lab.script(windows=[])
+        engine.close()
+    return here
+
+
+def test_a_real_model_answers(lab: LabProcess, policy: Policy, smollm2: Path) -> None:
+    """SmolLM2 speaks English through an outage, streamed and not, sync and async; then the server answers again."""
+    policy = replace(policy, local=LocalPolicy(model=str(smollm2), engine="llamacpp", threads=1, context=1024))
+    said = through_an_outage(lab, policy, smollm2.stem)
+    assert 4 == len(said)
+    for text in said:
+        assert re.search(r"[A-Za-z]{2,} [A-Za-z]+", text), text
+        assert text.isascii() or "’" in text
+
+
+@pytest.mark.skipif(
+    bool(ENGINES["transformers"].missing()), reason="no transformers: pip install torch 'transformers[serving]>=5'"
+)
+def test_transformers_answers(lab: LabProcess, policy: Policy, models: Path) -> None:
+    """The same by `transformers serve`, whose streams end without [DONE]."""
+    folder = models / "folder"
+    policy = replace(policy, local=LocalPolicy(model=str(folder), engine="transformers", threads=1, context=512))
+    assert [tiny.text()] * 4 == through_an_outage(lab, policy, str(folder))
+
+
+def test_a_server_that_runs_already_answers(lab: LabProcess, policy: Policy) -> None:
+    """By its address and its own key; nothing is started."""
+    with LabProcess(slots=10, service_time=0.01) as running:
+        local = LocalPolicy(address=running.base_url, key="its-own", model="deepseek-flash")
+        said = through_an_outage(lab, replace(policy, local=local), "deepseek-flash")
+        assert ["Simulated answer to: Hello"] * 4 == said
+        assert 4 <= running.statistics()["attempts"]
