@@ -165,11 +165,27 @@ def test_the_old_one_dying_during_a_swap_is_no_matter(serve, models, heard, smol
     """The new one takes over all the same."""
     server = serve(models / "tiny.gguf")
     server.wait_ready(60)
+    pid = server.statistics().pid
     swapping = server.swap(str(smollm2))
     assert eventually(lambda: server.statistics().starts == 2)
-    os.kill(server.statistics().pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
     swapping.result(60)
     assert (smollm2.stem, State.READY) == (server.model, server.state)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000 + ".gguf", "a\0b.gguf"])
+def test_a_name_that_is_none_changes_nothing(serve, models, name):
+    """What the system says of it is told; the old one goes on, and closing ends it."""
+    server = serve(models / "tiny.gguf")
+    server.wait_ready(60)
+    pid = server.statistics().pid
+    with pytest.raises(LocalModelError, match=r"cannot be loaded|no model at"):
+        server.swap(name).result(10)
+    assert (SAID, State.READY) == (ask(server), server.state)
+    server.swap(models / "other.gguf").result(60)
+    assert OTHER_SAID == ask(server)
+    server.close(0)
+    assert (State.CLOSED, True) == (server.state, gone_within(pid, 0))
 
 
 def test_closing_ends_a_swap(serve, models, before, smollm2):

@@ -172,7 +172,7 @@ class LocalServer:
         what the next start loads.
         """
         it = self._supervisor
-        job = Swap(model)
+        job = Swap(str(model))
         with it.changed:
             if it.closing is not None:
                 job.done.set_exception(LocalModelError("the local server is closed", why="closed"))

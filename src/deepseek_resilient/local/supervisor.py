@@ -25,7 +25,6 @@ from deepseek_resilient.events import Event, LocalModelChanged, logger
 from deepseek_resilient.local import states
 from deepseek_resilient.local.diagnosis import FINAL
 from deepseek_resilient.local.maker import Maker
-from deepseek_resilient.local.probe import NotThereError
 from deepseek_resilient.local.process import Exit
 from deepseek_resilient.local.states import State
 
@@ -43,6 +42,14 @@ def _running() -> Future[None]:
     made: Future[None] = Future()
     made.set_running_or_notify_cancel()  # what is loading is not taken back
     return made
+
+
+def _known(error: Exception) -> LocalModelError:
+    """What a start or a swap failed by; what the system says of a name that is none, too."""
+    if isinstance(error, LocalModelError):
+        return error
+    logger.debug("a local model cannot be loaded", exc_info=error)
+    return LocalModelError(f"the model cannot be loaded: {error!r}", why="no_model")
 
 
 @dataclass(slots=True, eq=False)
@@ -86,9 +93,10 @@ class Supervisor:
 
     def ensure(self) -> None:
         """Under the lock: there is a thread, and it looks again."""
-        if self.thread is None:
-            self.thread = threading.Thread(target=self._run, daemon=True, name="deepseek-local-server")
-            self.thread.start()
+        if self.thread is None or not self.thread.is_alive():
+            thread = threading.Thread(target=self._run, daemon=True, name="deepseek-local-server")
+            thread.start()
+            self.thread = thread
         self.changed.notify_all()
 
     def usable(self) -> Instance | None:
@@ -116,6 +124,8 @@ class Supervisor:
             except Exception as error:
                 logger.exception("the local server's supervisor failed")
                 self._fail(LocalModelError(f"a mistake of deepseek-resilient, report it: {error!r}", why="died"))
+                if self.swap is not None:
+                    self._finish(self.swap, self.error)
 
     def _next(self) -> Callable[[], None] | None:
         """The next step, once it is due; None when there is nothing left to supervise."""
@@ -164,8 +174,8 @@ class Supervisor:
         self._move(State.STARTING, "")
         try:
             self._bring_up(partial(self.maker.make, self.model))
-        except LocalModelError as error:
-            self._fail(error)
+        except Exception as error:
+            self._fail(_known(error))
 
     def _bring_up(self, make: Callable[[], Instance]) -> None:
         """Make one and have it take over. Raises LocalModelError; nothing is left running then."""
@@ -199,6 +209,8 @@ class Supervisor:
                 return
             self.failures += 1
             self.error = error
+            if self.usable() is not None:  # it serves all the same
+                return
             vain = error.why in FINAL and not (error.why == "port_taken" and self.policy.port == 0)
             vain = vain or self.failures >= ATTEMPTS
             ceiling = min(MAXIMUM, INITIAL * 2.0 ** (self.failures - 1))
@@ -229,7 +241,7 @@ class Supervisor:
     def _look(self, instance: Instance) -> None:
         try:
             instance.probe.models(LOOK_TIMEOUT)
-        except (NotThereError, LocalModelError) as error:
+        except Exception as error:
             with self.changed:
                 instance.dead = Exit(0, "exited", str(error))
         self._look_at = self.clock() + LOOK_INTERVAL
@@ -257,7 +269,8 @@ class Supervisor:
                 return
             self._tell(State.READY, f"{Path(job.model).name} is loaded beside it", old.name)
             self._bring_up(partial(self.maker.make_beside, job.model, old))
-        except LocalModelError as error:
+        except Exception as trouble:
+            error = _known(trouble)
             self._tell(State.READY, f"{Path(job.model).name} does not take its place: {error}", old.name)
             self._finish(job, error)
             return
@@ -281,7 +294,8 @@ class Supervisor:
         self._move(State.STARTING, "", job.model)
         try:
             self._bring_up(partial(self.maker.make, job.model))
-        except LocalModelError as error:
+        except Exception as trouble:
+            error = _known(trouble)
             with self.changed:
                 self.retry_at, self.wanted = 0.0, True
             if error.why != "closed":
@@ -321,6 +335,8 @@ class Supervisor:
         with self.changed:
             if self.swap is job:
                 self.swap = None
+        if job.done.done():
+            return
         if error is None:
             job.done.set_result(None)
         else:
