@@ -210,9 +210,11 @@ def test_a_forked_process_has_a_stopped_server_of_its_own(models, tmp_path, llam
 
 def test_an_unused_model_is_unloaded_and_comes_back(serve, before, models, heard):
     """After the idle time, not while a call lasts; nothing runs then."""
+    held = []
     server = serve(models / "tiny.gguf", idle=0.3)
-    server.wait_ready(60)
-    with server.lease() as lease:
+    server.wake()
+    assert eventually(lambda: (held.append(server.try_acquire()) or held[-1]) is not None, 60)
+    with held[-1] as lease:
         pid = server.statistics().pid
         heard.wait("ready")
         assert not gone_within(pid, 0.6)
@@ -225,16 +227,29 @@ def test_an_unused_model_is_unloaded_and_comes_back(serve, before, models, heard
     assert SAID == ask(server)
 
 
-def test_touching_puts_the_unloading_off(serve, models):
-    """As a call does."""
-    now = [0.0]
-    server = serve(models / "tiny.gguf", idle=10.0, clock=lambda: now[0])
+@pytest.mark.parametrize("ends", ["atexit", "__del__", "unused"])
+def test_the_interpreter_ends_though_nobody_closes(models, tmp_path, llamacpp, ends):
+    """At once, and with it the model."""
+    code = START.format(model=models / "tiny.gguf", logs=tmp_path)
+    code += "class Client:\n    def __del__(self): server.end_soon()\nclient = Client()\n" if ends == "__del__" else ""
+    code += "" if ends == "unused" else "server.wait_ready(60)\nprint(server.statistics().pid, flush=True)\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)  # noqa: S603
+    assert "" == done.stderr
+    assert ends == "unused" or gone_within(int(done.stdout), 1)
+
+
+def test_its_end_can_be_asked_for_without_waiting(serve, before, models, heard):
+    """Also under its own lock, as the collector may; and where nothing runs nothing is started."""
+    server = serve(models / "tiny.gguf")
     server.wait_ready(60)
-    now[0] = 9.0
-    server.touch()
-    now[0] = 18.0
-    server.wake()
-    assert State.READY is server.state
+    with server._supervisor.changed:
+        server.end_soon()
+    assert None is server.try_acquire()
+    heard.wait("closed")
+    idle = serve(models / "tiny.gguf")
+    idle.end_soon()
+    assert (State.CLOSED, State.CLOSED) == (server.state, idle.state)
+    assert before.is_so_again()
 
 
 def test_closing_while_it_starts_leaves_nothing(serve, before, heard, smollm2):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -47,7 +46,7 @@ class Instance:
         self.in_flight = 0
         self.dead: Exit | None = None
         self.drain_until = 0.0
-        self._cancelled = threading.Event()
+        self._is_cancelled = False
 
     @classmethod
     def found(cls, server: Found, key: str | None, wanted: str | None) -> Instance:
@@ -95,8 +94,8 @@ class Instance:
             raise
 
     def cancel(self) -> None:
-        """Break off `bring_up`; returns at once."""
-        self._cancelled.set()
+        """Break off `bring_up`; returns at once, and waits for no lock."""
+        self._is_cancelled = True
         self.probe.cancel()
         if self.child is not None:
             self.child.request_stop()
@@ -123,11 +122,11 @@ class Instance:
                 progress(f"reading the model's files: {share:.0%}")
 
         assert self.plan is not None  # noqa: S101 -- what has a child was planned
-        read_ahead(self.plan.files, tell, lambda: self._cancelled.is_set() or self.dead is not None)
+        read_ahead(self.plan.files, tell, lambda: self._is_cancelled or self.dead is not None)
 
     def _await_token(self, until: float, timeout: float) -> None:
         said = ""
-        while not self._cancelled.is_set():
+        while not self._is_cancelled:
             left = until - time.monotonic()
             if left <= 0:
                 raise self._too_late(timeout, said)
@@ -144,9 +143,9 @@ class Instance:
                     ) from None
                 raise
             if self.child is None:
-                self._cancelled.wait(_POLL)
+                time.sleep(_POLL)
             elif self.child.wait(_POLL) is not None:
-                if self._cancelled.is_set():
+                if self._is_cancelled:
                     break
                 raise self.failure()
         raise LocalModelError("the local server was closed while it started", why="closed")

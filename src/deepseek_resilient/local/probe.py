@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import socket
-import threading
+import time
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,13 +33,41 @@ def base_url(address: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{path if path else '/v1'}"
 
 
+class _Timed(io.RawIOBase):
+    """What a socket gives until a moment: a server that sends a byte now and then does not hold us up for ever."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, until: float) -> None:
+        self._raw = raw
+        self._sock = sock
+        self._until = until
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left)
+        return self._raw.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *arguments: Any, until: float, **named: Any) -> None:
+        super().__init__(sock, *arguments, **named)
+        self.fp = io.BufferedReader(_Timed(self.fp.detach(), sock, until))  # type: ignore[attr-defined]
+
+
 class Probe:
     """Questions to one server, one at a time; `cancel` from another thread ends the one that is open and all later."""
 
     def __init__(self, url: str, key: str | None) -> None:
         self._url = url
         self._key = key
-        self._lock = threading.Lock()
         self._connection: http.client.HTTPConnection | None = None
         self._cancelled = False
 
@@ -66,9 +96,8 @@ class Probe:
 
     def cancel(self) -> None:
         """End what is open; for good."""
-        with self._lock:
-            self._cancelled = True
-            connection = self._connection
+        self._cancelled = True  # before the connection is looked for: `_ask` has it the other way
+        connection = self._connection
         sock = None if connection is None else connection.sock
         if sock is not None:
             with contextlib.suppress(OSError):
@@ -78,23 +107,24 @@ class Probe:
         parts = urlsplit(self._url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.hostname or "", parts.port, timeout=max(timeout, 0.001))
-        with self._lock:
-            if self._cancelled:
-                raise NotThereError("broken off")
-            self._connection = connection
+        connection.response_class = partial(_Response, until=time.monotonic() + timeout)  # type: ignore[assignment]
+        self._connection = connection
         headers = {"connection": "close", "content-type": "application/json", "accept": "application/json"}
         if self._key is not None:
             headers["authorization"] = f"Bearer {self._key}"
         try:
             data = None if body is None else json.dumps(body)
+            if not self._cancelled:
+                connection.connect()
+            if self._cancelled:
+                raise NotThereError("broken off")
             connection.request(method, parts.path + path, data, headers)
             response = connection.getresponse()
             text = response.read(_MOST)
         except (OSError, http.client.HTTPException) as error:
             raise NotThereError(str(error) or type(error).__name__) from None
         finally:
-            with self._lock:
-                self._connection = None
+            self._connection = None
             connection.close()
         return self._read(response.status, text)
 

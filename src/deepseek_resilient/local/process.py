@@ -76,9 +76,9 @@ class ChildProcess:
         }  # fmt: skip
         self._grace = grace
         self._on_exit = on_exit
-        self._lock = threading.Lock()
         self._keeper: subprocess.Popen[bytes] | None = None
-        self._control = self._reports = -1
+        self._control: list[int] = []  # at most one: of those who close it one gets it, without a lock
+        self._reports = -1
         self._complaint = ""
         self._started = threading.Event()
         self._ended = threading.Event()
@@ -89,7 +89,8 @@ class ChildProcess:
 
     def start(self) -> Self:
         """Start it. Returns when the keeper runs; a program that cannot be started shows in `exit`, status 127."""
-        theirs_in, self._control = os.pipe()
+        theirs_in, control = os.pipe()
+        self._control.append(control)
         self._reports, theirs_out = os.pipe()
         try:
             self._keeper = subprocess.Popen(  # noqa: S603 -- this interpreter and our own module
@@ -106,7 +107,7 @@ class ChildProcess:
         data = memoryview(json.dumps(self._settings).encode() + b"\n")
         with contextlib.suppress(OSError):  # it has ended already, and the thread will see it
             while data:
-                data = data[os.write(self._control, data) :]
+                data = data[os.write(control, data) :]
         threading.Thread(target=self._follow, args=(self._keeper,), daemon=True, name="deepseek-local-child").start()
         return self
 
@@ -131,10 +132,8 @@ class ChildProcess:
 
     def request_stop(self) -> None:
         """Ask for its end and return at once: SIGTERM now, SIGKILL after the grace."""
-        with self._lock:
-            control, self._control = self._control, -1
-        if control >= 0:
-            os.close(control)
+        with contextlib.suppress(IndexError):
+            os.close(self._control.pop())
 
     def stop(self) -> Exit | None:
         """End it and wait for that, no longer than the grace and three seconds."""
@@ -187,7 +186,6 @@ class ChildProcess:
 
     def _let_go(self) -> None:
         """In a forked process: close what would keep the keeper from seeing its owner's death."""
-        self._lock = threading.Lock()
         with contextlib.suppress(OSError):
             self._close_pipes()
         if self._keeper is not None:

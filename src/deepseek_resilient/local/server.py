@@ -6,10 +6,12 @@ states, `instance.py` one engine, `process.py` and `keeper.py` its child.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from deepseek_resilient.errors import LocalModelError
@@ -69,7 +71,18 @@ class LocalServer:
     @property
     def state(self) -> State:
         """What it is doing."""
-        return self._supervisor.state
+        it = self._supervisor
+        return State.CLOSED if it.end_asked and it.is_bare() else it.state
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether its end was asked for."""
+        return self._supervisor.is_closing
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether its start failed and nobody has wanted another one since."""
+        return self._supervisor.state is State.FAILED and not self._supervisor.wanted
 
     @property
     def base_url(self) -> str | None:
@@ -96,7 +109,7 @@ class LocalServer:
         """
         it = self._supervisor
         with it.changed:
-            if it.closing is not None:
+            if it.is_closing:
                 return
             it.last_used = it.clock()
             if it.state is State.FAILED and not it.wanted:
@@ -108,21 +121,15 @@ class LocalServer:
 
     def on_risk(self) -> None:
         """Remote calls begin to fail: wake, where the policy says so."""
-        if self.policy.warm == "on_risk":
+        if self.policy.warm == "on_risk" and not self._supervisor.wanted:
             self.wake()
-
-    def touch(self) -> None:
-        """Put off the unloading for being idle."""
-        it = self._supervisor
-        with it.changed:
-            it.last_used = it.clock()
 
     def try_acquire(self) -> Lease | None:
         """A hold for one call; None while it is not ready. Does not wake it."""
         it = self._supervisor
         with it.changed:
             current = it.usable()
-            if current is None or it.closing is not None:
+            if current is None or it.is_closing:
                 return None
             current.in_flight += 1
             self._calls += 1
@@ -152,7 +159,7 @@ class LocalServer:
         until = None if timeout is None else time.monotonic() + timeout
         with it.changed:
             while (current := it.usable()) is None:
-                if it.closing is not None:
+                if it.is_closing:
                     raise LocalModelError("the local server is closed", why="closed")
                 if not it.wanted and it.error is not None:
                     raise LocalModelError(str(it.error), why=it.error.why)
@@ -174,7 +181,7 @@ class LocalServer:
         it = self._supervisor
         job = Swap(str(model))
         with it.changed:
-            if it.closing is not None:
+            if it.is_closing:
                 job.done.set_exception(LocalModelError("the local server is closed", why="closed"))
             elif it.swap is not None or it.draining:
                 job.done.set_exception(LocalModelError("another swap is under way: wait for it", why="not_ready"))
@@ -189,29 +196,47 @@ class LocalServer:
         with it.changed:
             current, usable, log = it.current, it.usable(), it.maker.log
             child = None if current is None else current.child
+            pid = None if child is None else child.pid
             held = [instance for instance in (current, *it.draining) if instance is not None]
-            return LocalStatistics(
-                state=it.state.value, model="" if current is None else current.name,
+            known = LocalStatistics(
+                state=self.state.value, model="" if current is None else current.name,
                 engine="" if current is None else current.engine, base_url=None if usable is None else usable.base_url,
-                pid=None if child is None else child.pid, resident=0 if child is None else child.resident(),
+                pid=pid, resident=0,
                 in_flight=sum(instance.in_flight for instance in held), calls=self._calls, starts=it.starts,
                 failures=it.failures, start_time=it.start_time, error=None if it.error is None else str(it.error),
                 log=None if log is None else str(log), log_trouble="" if child is None else child.log_trouble,
             )  # fmt: skip
+        return known if child is None else replace(known, resident=child.resident())
 
     def close(self, timeout: float = 5.0) -> None:
         """End it: calls in flight have `timeout` seconds, then the child is ended. For good; may be repeated."""
         it = self._supervisor
         with it.changed:
-            if it.closing is None:
-                it.closing = it.clock() + timeout
-            if it.state is not State.CLOSED:
-                it.ensure()
+            until = it.clock() + timeout
+            it.closing = until if it.closing is None else min(it.closing, until)
+            here = it.state is not State.CLOSED and it.is_bare()
+            if it.state is not State.CLOSED and not here:
+                try:
+                    it.ensure()
+                except RuntimeError:  # no thread can be started: the interpreter ends
+                    here = True
+            if here and it.current is None:
+                it.state = State.CLOSED
             coming, thread = it.coming, it.thread
+        if here:
+            it.shut()
+            return
         if coming is not None:
             coming.cancel()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+
+    def end_soon(self) -> None:
+        """Ask for its end and return: no lock is waited for, no thread started or joined. For `__del__`.
+
+        Calls in flight have 5 s. The thread that supervises it does the rest; where none does, nothing runs.
+        """
+        self._supervisor.end_soon()
 
     def __enter__(self) -> Self:
         return self
@@ -222,7 +247,7 @@ class LocalServer:
         self.close()
 
     def _after_fork(self) -> None:
-        closed = self._supervisor.closing is not None
+        closed = self._supervisor.is_closing
         self._supervisor = self._make()
         if closed:
             self._supervisor.closing = 0.0
@@ -230,6 +255,18 @@ class LocalServer:
 
 
 _SERVERS: weakref.WeakSet[LocalServer] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """At the end of the interpreter, while threads still run: afterwards none can be waited for."""
+    servers = list(_SERVERS)
+    for server in servers:
+        server.end_soon()
+    for server in servers:
+        server.close(0.0)
+
+
+atexit.register(_close_all)
 
 
 def _after_fork_in_child() -> None:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 INITIAL, MAXIMUM, ATTEMPTS, COOL_DOWN = 0.5, 30.0, 5, 30.0
 LOOK_INTERVAL, LOOK_TIMEOUT = 5.0, 2.0
+GRACE = 5.0
+_PATIENCE = 1.0
 
 
 def _running() -> Future[None]:
@@ -75,7 +77,7 @@ class Supervisor:
         self._emit = emit
         self._drain = drain
         self._random = random.Random(seed)  # noqa: S311 -- jitter
-        self.changed = threading.Condition(threading.Lock())
+        self.changed = threading.Condition()  # re-entrant: the collector may end a call's stream under it
         self.maker = Maker(policy, find=find, logs=logs, on_exit=self._exited)
         self.state = State.STOPPED
         self.thread: threading.Thread | None = None
@@ -86,6 +88,7 @@ class Supervisor:
         self.swap: Swap | None = None
         self.wanted = False
         self.closing: float | None = None
+        self.end_asked = False
         self.error: LocalModelError | None = None
         self.start_time: float | None = None
         self.starts = self.failures = 0
@@ -98,6 +101,27 @@ class Supervisor:
             thread.start()
             self.thread = thread
         self.changed.notify_all()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether its end was asked for. Takes no lock."""
+        return self.closing is not None or self.end_asked
+
+    def is_bare(self) -> bool:
+        """Whether there is neither a thread nor anything to end."""
+        return self.thread is None and self.current is None and not self.draining
+
+    def end_soon(self) -> None:
+        """Ask for the end: no lock is waited for, no thread started. `_next` looks once a second."""
+        self.end_asked = True
+        coming = self.coming
+        if coming is not None:
+            coming.cancel()
+        if self.changed.acquire(blocking=False):
+            try:
+                self.changed.notify_all()
+            finally:
+                self.changed.release()
 
     def usable(self) -> Instance | None:
         """Under the lock: what calls can be sent to."""
@@ -138,14 +162,16 @@ class Supervisor:
                 if self.state is State.CLOSED or (step is None and self.current is None):
                     self.thread = None
                     return None
-                self.changed.wait(None if step is None else due - now)
+                self.changed.wait(_PATIENCE if step is None else min(due - now, _PATIENCE))
 
     def _due(self) -> tuple[Callable[[], None] | None, float]:
         """The next step and when; "at once" is 0."""
         if self.state is State.CLOSED:
             return None, 0.0
-        if self.closing is not None:
-            return self._shut, 0.0
+        if self.is_closing:
+            if self.closing is None:
+                self.closing = self.clock() + GRACE
+            return self.shut, 0.0
         over = next((old for old in self.draining if old.in_flight == 0 or old.dead is not None), None)
         if over is not None:
             return partial(self._retire, over), 0.0
@@ -184,9 +210,10 @@ class Supervisor:
             self.starts += 1
         instance = make()
         with self.changed:
-            if self.closing is not None:
+            self.coming = instance  # before it is looked whether the end was asked for: `end_soon` has it the other way
+            if self.is_closing:
+                self.coming = None
                 raise LocalModelError("the local server is closed", why="closed")
-            self.coming = instance
         if instance.plan is not None and instance.plan.note:
             self._tell(State.STARTING, instance.plan.note, instance.name)
         try:
@@ -205,7 +232,7 @@ class Supervisor:
 
     def _fail(self, error: LocalModelError) -> None:
         with self.changed:
-            if self.closing is not None:
+            if self.is_closing:
                 return
             self.failures += 1
             self.error = error
@@ -306,7 +333,8 @@ class Supervisor:
             self.model = job.model
         self._finish(job, None)
 
-    def _shut(self) -> None:
+    def shut(self) -> None:
+        """End everything; for good. Not under the lock."""
         with self.changed:
             until = self.closing or 0.0
             left = [instance for instance in (self.current, *self.draining) if instance is not None]
@@ -318,7 +346,10 @@ class Supervisor:
         for instance in left:
             instance.cancel()
         for instance in left:
-            instance.end()
+            try:
+                instance.end()
+            except Exception:
+                logger.exception("a local model was not ended")
         for job in jobs:
             self._finish(job, LocalModelError("the local server was closed", why="closed"))
         self._move(State.CLOSED, "")
@@ -326,10 +357,12 @@ class Supervisor:
     def _await_idle(self, instances: list[Instance], until: float) -> None:
         with self.changed:
             while any(instance.in_flight and instance.dead is None for instance in instances):
-                left = min(until, self.closing or until) - self.clock()
+                if self.end_asked and self.closing is None:
+                    self.closing = self.clock() + GRACE
+                left = min(until, until if self.closing is None else self.closing) - self.clock()
                 if left <= 0:
                     return
-                self.changed.wait(left)
+                self.changed.wait(min(left, _PATIENCE))
 
     def _finish(self, job: Swap, error: LocalModelError | None) -> None:
         with self.changed:
