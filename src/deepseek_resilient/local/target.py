@@ -6,8 +6,10 @@ Thread-safe, and shared: one may serve several engines (`Engine(local=...)`). Cl
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +19,6 @@ from deepseek_resilient.errors import LocalModelError
 from deepseek_resilient.events import LocalModelChanged
 from deepseek_resilient.local.engines import ENGINES
 from deepseek_resilient.local.server import LocalServer
-from deepseek_resilient.local.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     from deepseek_resilient.local.models import Model
 
 _RUNS = {"llamacpp": "llama.cpp", "vllm": "vllm"}
-_HOPELESS = (State.FAILED, State.CLOSED)
+
+
+class _Bell(Bell):
+    __slots__ = ("__weakref__",)
 
 
 class LocalModel:
@@ -47,18 +51,20 @@ class LocalModel:
         self.policy = policy
         self._listener = listener
         self._lock = threading.Lock()
-        self._bells: list[Bell] = []
+        self._bells: weakref.WeakSet[Bell] = weakref.WeakSet()  # not of who gave up
+        self._is_closing = False
         self._server = LocalServer(policy, listener=self._heard, clock=clock, find=partial(find, policy))
+        _MODELS.add(self)
 
     @property
     def ready(self) -> bool:
         """Whether it can be asked now."""
-        return self._server.base_url is not None
+        return not self._is_closing and not self._server.is_closing and self._server.base_url is not None
 
     @property
     def hopeless(self) -> bool:
-        """Whether its start failed, or it is closed."""
-        return self._server.state in _HOPELESS
+        """Whether its start failed and it is not wanted again, or its end has begun."""
+        return self._is_closing or self._server.is_closing or self._server.has_failed
 
     def try_acquire(self) -> Lease | None:
         """A hold for one call; None while it is not ready."""
@@ -74,9 +80,9 @@ class LocalModel:
 
     def listen(self) -> Bell:
         """What rings when it is ready or hopeless; rung if it is."""
-        bell = Bell()
+        bell = _Bell()
         with self._lock:
-            self._bells.append(bell)
+            self._bells.add(bell)
         if self.ready or self.hopeless:
             self._ring()
         return bell
@@ -96,24 +102,39 @@ class LocalModel:
 
     def close(self) -> None:
         """End it; calls in flight have 5 s. For good; may be repeated."""
+        self._is_closing = True
+        self._ring()
         self._server.close()
         self._ring()
 
+    def end_soon(self) -> None:
+        """Ask for its end and return: no lock is waited for, no thread started or joined. For `__del__`."""
+        self._is_closing = True
+        self._server.end_soon()
+
     def _heard(self, event: Event) -> None:
-        if self._listener is not None:
-            self._listener(event)
-        if isinstance(event, LocalModelChanged) and (self.ready or self.hopeless):
-            self._ring()
+        try:
+            if self._listener is not None:
+                self._listener(event)
+        finally:
+            if isinstance(event, LocalModelChanged) and (self.ready or self.hopeless):
+                self._ring()
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._bells = weakref.WeakSet()
 
     def _ring(self) -> None:
         with self._lock:
-            bells, self._bells = self._bells, []
+            bells, self._bells = list(self._bells), weakref.WeakSet()
         for bell in bells:
             bell.ring()
 
 
 def find(policy: LocalPolicy, name: str | None = None) -> str:
     """The path of the model that is named, by the policy where `name` is None, or of the one for this machine.
+
+    Where none is named, one that is here comes before a better one that is not.
 
     Raises:
         LocalModelError: there is none, or it is not here: nothing is fetched.
@@ -122,11 +143,17 @@ def find(policy: LocalPolicy, name: str | None = None) -> str:
     from deepseek_resilient.local.hardware import detect
 
     name = name or policy.model
+    why = ""
     if name is None:
-        choice = choose(detect(), int8=policy.int8, models=_runnable(policy.engine))
+        able = _runnable(policy.engine)
+        here, tokens = detect(), policy.context * policy.parallel
+        try:
+            present = [model for model in able if resolve(model.name).path is not None]
+            choice = choose(here, int8=policy.int8, tokens=tokens, models=present)
+        except LocalModelError:  # none of these fits
+            choice = choose(here, int8=policy.int8, tokens=tokens, models=able)
         name, why = choice.model.name, f" ({choice.why})"
     else:
-        why = ""
         folder = Path(name).expanduser()
         if folder.is_dir() and any(folder.glob("*.gguf")):  # which of them is the engine's choice
             return str(folder)
@@ -142,5 +169,22 @@ def _runnable(engine: str) -> list[Model]:
     """What of the catalog the engine can run; of "auto", those that are installed (all, where none is)."""
     from deepseek_resilient.local.catalog import AUTOMATIC
 
+    if engine not in (*_RUNS, "auto"):
+        raise LocalModelError(
+            f"the catalog has no model for the engine {engine}: set LocalPolicy.model to a folder with safetensors",
+            why="no_model",
+        )
     able = {_RUNS[name] for name in _RUNS if engine in (name, "auto") and not ENGINES[name].missing()}
     return [model for model in AUTOMATIC if model.engine in able] or list(AUTOMATIC)
+
+
+_MODELS: weakref.WeakSet[LocalModel] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for model in list(_MODELS):
+        model._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
