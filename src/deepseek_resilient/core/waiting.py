@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Bell:
     """Rung once. Thread-safe without a lock."""
 
-    __slots__ = ("__weakref__", "_wake", "rung")
+    __slots__ = ("_wake", "rung")
 
     def __init__(self) -> None:
         self.rung = False
