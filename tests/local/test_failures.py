@@ -213,3 +213,31 @@ def test_the_last_words_are_understood(how, why, message):
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 -- our own bytes
     assert (str(error), why) == (str(copy), copy.why)
     assert "died" not in FINAL
+
+
+def test_a_stranger_at_the_port_does_not_get_the_key(serve, models, heard, monkeypatch):
+    """Who takes it between the choice of the port and the child's bind is not asked; another port is taken."""
+    import socket
+
+    from deepseek_resilient.local import maker
+
+    strangers, real = [], maker.free_port
+
+    def raced(host, wanted, fixed):
+        port = real(host, wanted, fixed)
+        if not strangers:
+            strangers.append(socket.socket())
+            strangers[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            strangers[0].bind((host, port))
+            strangers[0].listen()
+        return port
+
+    monkeypatch.setattr(maker, "free_port", raced)
+    server = serve(models / "tiny.gguf")
+    address = server.wait_ready(60)
+    with strangers[0] as stranger:
+        assert not address.endswith(f":{stranger.getsockname()[1]}/v1")
+        stranger.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            stranger.accept()
+    assert heard.wait("backoff")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from deepseek_resilient.errors import LocalModelError
 from deepseek_resilient.local.diagnosis import failure_of, last_words
 from deepseek_resilient.local.engines import ENGINES, environment
+from deepseek_resilient.local.listening import is_ours
 from deepseek_resilient.local.memory import available, read_ahead
 from deepseek_resilient.local.probe import NotThereError, Probe
 from deepseek_resilient.local.process import ChildProcess, Exit
@@ -47,6 +48,7 @@ class Instance:
         self.dead: Exit | None = None
         self.drain_until = 0.0
         self._is_cancelled = False
+        self._is_checked = False
 
     @classmethod
     def found(cls, server: Found, key: str | None, wanted: str | None) -> Instance:
@@ -131,9 +133,10 @@ class Instance:
             if left <= 0:
                 raise self._too_late(timeout, said)
             try:
-                self.probe.one_token(self.name, left)
-                if self.dead is None:
-                    return
+                if self._is_its_own():
+                    self.probe.one_token(self.name, left)
+                    if self.dead is None:
+                        return
             except NotThereError as error:
                 said = str(error)
             except LocalModelError as error:
@@ -149,6 +152,18 @@ class Instance:
                     break
                 raise self.failure()
         raise LocalModelError("the local server was closed while it started", why="closed")
+
+    def _is_its_own(self) -> bool:
+        """Whether it is the child that listens, and nobody else: what comes next is the key."""
+        if self.child is not None and not self._is_checked:
+            found = False if self.child.pid is None else is_ours(self.port, self.child.pid)
+            if found is None:
+                raise LocalModelError(
+                    f"another server listens at {self.base_url} too: give another port, or port=0", why="port_taken"
+                )
+            self._is_checked = found
+            return found
+        return True
 
     def _too_late(self, timeout: float, said: str) -> LocalModelError:
         where = f"the server at {self.base_url}"

@@ -36,6 +36,7 @@ MEMORY_INTERVAL = 2.0
 TAIL = 16384
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _REAP = 2.0
+_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class RingLog:
@@ -78,7 +79,7 @@ class RingLog:
     def _open(self) -> None:
         try:
             # made for the owner's eyes only: an engine may print what it is asked
-            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._file = os.open(self._path, _LOG_FLAGS, 0o600)
             self._size = os.fstat(self._file).st_size
         except OSError as error:
             self._give_up(error)
@@ -187,7 +188,9 @@ class Keeper:
             self._tell(log=self._log.trouble)
 
     def _end(self, why: str, grace: float) -> None:
-        if self._kill_at is None:
+        if self._kill_at is not None:
+            self._kill_at = min(self._kill_at, time.monotonic() + grace)
+        else:
             self._why = why
             self._kill_at = time.monotonic() + grace
             self._kill(signal.SIGTERM if grace else signal.SIGKILL)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import tempfile
 from pathlib import Path
+
+from deepseek_resilient.local.process import running
 
 KEEP = 10
 _NUMBERS = itertools.count(1)
@@ -18,10 +21,12 @@ def new_log(folder: Path | None = None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
-        folder = Path(tempfile.gettempdir())
+        folder = _own_folder()
     with contextlib.suppress(OSError):
         kept = sorted(folder.glob("local-server-*.log"), key=_age)
         for old in kept[: max(0, len(kept) - KEEP + 1)]:
+            if _is_used(old):
+                continue
             old.unlink(missing_ok=True)
             old.with_name(old.name + ".1").unlink(missing_ok=True)
     return folder / f"local-server-{os.getpid()}-{next(_NUMBERS)}.log"
@@ -33,7 +38,30 @@ def default_folder() -> Path:
     try:
         return (Path(state) if state else Path.home() / ".local" / "state") / "deepseek-resilient"
     except RuntimeError:  # no home
-        return Path(tempfile.gettempdir())
+        return _own_folder()
+
+
+@functools.cache
+def _own_folder() -> Path:
+    """Where there is no place of the user's: a folder that nobody else can have made, one for this process."""
+    try:
+        return Path(tempfile.mkdtemp(prefix="deepseek-resilient-"))
+    except OSError:
+        return Path("/nonexistent")  # the keeper will say that it cannot write there
+
+
+def _is_used(log: Path) -> bool:
+    """Whether another process that it was made for still runs, or a child of this one that writes it."""
+    number = log.stem.split("-")[2]
+    if not number.isdigit():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return int(number) != os.getpid() or log in running()
 
 
 def _age(path: Path) -> float:

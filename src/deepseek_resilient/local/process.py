@@ -196,6 +196,11 @@ class ChildProcess:
 _CHILDREN: weakref.WeakSet[ChildProcess] = weakref.WeakSet()
 
 
+def running() -> set[Path]:
+    """The logs of the children that run."""
+    return {child.log for child in list(_CHILDREN)}
+
+
 def _after_fork_in_child() -> None:
     for child in list(_CHILDREN):
         child._let_go()
