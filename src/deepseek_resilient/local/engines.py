@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from deepseek_resilient.errors import LocalModelError
 from deepseek_resilient.local.gguf import GgufError, GgufHead, read_head
+from deepseek_resilient.local.hardware import detect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -254,14 +255,21 @@ def thinks(plan: Plan) -> bool:
 
 
 def gpus(environ: Mapping[str, str]) -> int:
-    """How many NVIDIA cards a child would see, without asking the driver."""
-    chosen = environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return len([card for card in chosen.split(",") if card.strip() not in ("", "-1")])
+    """How many NVIDIA cards a child would see: those that are here, of them what the environment leaves.
+
+    Where the driver cannot be asked (no `nvidia-ml-py`) its folder is counted.
+    """
+    found = sum(gpu.kind == "nvidia" for gpu in detect(environ).gpus)
+    if found:
+        return found
     try:
-        return len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
+        here = len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
     except OSError:
         return 0
+    chosen = environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return here
+    return min(here, len([card for card in chosen.split(",") if card.strip() not in ("", "-1")]))
 
 
 def tensor_parallel(plan: Plan, cards: int) -> int:
