@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -114,7 +115,8 @@ def test_a_folder_of_weights_is_compared_with_itself(
     models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """By the engine's own 8 bits; not where the weights have them already, nor where the engine lacks something."""
-    monkeypatch.setattr(measuring, "ENGINES", {"transformers": ENGINES["llamacpp"], "vllm": ENGINES["llamacpp"]})
+    there = replace(ENGINES["transformers"], modules=())  # as if both were installed
+    monkeypatch.setattr(measuring, "ENGINES", {"transformers": there, "vllm": there})
     asked = LocalPolicy(model=str(models / "folder"), engine="transformers")
     assert [(WIDE, False), (NARROW, True)] == [(side.label, side.policy.int8) for side in sides(asked, None)]
     quantised = shutil.copytree(models / "folder", tmp_path / "quantised")

@@ -42,7 +42,13 @@ def lab() -> Iterator[LabProcess]:
 
 
 @pytest.fixture
-def policy(llamacpp: None, models: Path) -> Policy:
+def policy(llamacpp: None, without_engine: Policy) -> Policy:
+    return without_engine
+
+
+@pytest.fixture
+def without_engine(models: Path) -> Policy:
+    """For tests that need another engine than llama.cpp, or none."""
     return Policy(
         deadline=60.0,
         retry=RetryPolicy(stop=tenacity.stop_after_attempt(1)),
@@ -221,17 +227,19 @@ def test_a_real_model_answers(lab: LabProcess, policy: Policy, smollm2: Path) ->
 @pytest.mark.skipif(
     bool(ENGINES["transformers"].missing()), reason="no transformers: pip install torch 'transformers[serving]>=5'"
 )
-def test_transformers_answers(lab: LabProcess, policy: Policy, models: Path) -> None:
+def test_transformers_answers(lab: LabProcess, without_engine: Policy, models: Path) -> None:
     """The same by `transformers serve`, whose streams end without [DONE]."""
     folder = models / "folder"
-    policy = replace(policy, local=LocalPolicy(model=str(folder), engine="transformers", threads=1, context=512))
+    policy = replace(
+        without_engine, local=LocalPolicy(model=str(folder), engine="transformers", threads=1, context=512)
+    )
     assert [tiny.text()] * 4 == through_an_outage(lab, policy, str(folder))
 
 
-def test_a_server_that_runs_already_answers(lab: LabProcess, policy: Policy) -> None:
+def test_a_server_that_runs_already_answers(lab: LabProcess, without_engine: Policy) -> None:
     """By its address and its own key; nothing is started."""
     with LabProcess(slots=10, service_time=0.01) as running:
         local = LocalPolicy(address=running.base_url, key="its-own", model="deepseek-flash")
-        said = through_an_outage(lab, replace(policy, local=local), "deepseek-flash")
+        said = through_an_outage(lab, replace(without_engine, local=local), "deepseek-flash")
         assert ["Simulated answer to: Hello"] * 4 == said
         assert 4 <= running.statistics()["attempts"]
