@@ -181,7 +181,9 @@ def test_bytes_that_nobody_can_decode_are_a_cut(face: Face, lab: LabProcess, con
         return
     with pytest.raises(openai.APIConnectionError) as caught:
         face.streamed(**NO_THINKING)
-    assert "Simulated answer to:" == partial_of(caught.value)
+    partial = partial_of(caught.value)  # a piece in the same bytes as the garbage is not handed over either
+    assert partial
+    assert "Simulated answer to:".startswith(partial)
 
 
 def steady(body: bytes) -> bytes:

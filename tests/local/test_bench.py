@@ -19,7 +19,7 @@ from deepseek_resilient.local.engines import ENGINES
 
 from .conftest import policy
 from .tiny import SENTENCE, Tiny, text
-from .watching import Before, children
+from .watching import children
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,8 +136,9 @@ def test_a_server_that_runs_already_has_one_side() -> None:
         sides(asked, True)
 
 
-def test_llamacpp_is_measured(llamacpp: None, tmp_path: Path, before: Before) -> None:
+def test_llamacpp_is_measured(llamacpp: None, tmp_path: Path) -> None:
     """Both sides in turns: as many figures as rounds, answers that agree; nothing is left running."""
+    there = children()
     Tiny().write_gguf(tmp_path / "a.gguf", 0)
     Tiny().write_gguf(tmp_path / "b.gguf", 7)
     notes: list[str] = []
@@ -150,7 +151,7 @@ def test_llamacpp_is_measured(llamacpp: None, tmp_path: Path, before: Before) ->
         assert [text(SENTENCE)] * len(QUESTIONS) == one.answers
     assert {"equal": 1.0, "common_prefix": 1.0, "questions": len(QUESTIONS)} == as_data(found)["agreement"]
     assert "round 2 of 2" in notes
-    assert [] == children()
+    assert there == children()
 
 
 @pytest.mark.skipif(not WITH_TORCH, reason="no transformers: pip install torch 'transformers[serving]>=5'")
@@ -163,11 +164,10 @@ def test_transformers_is_measured(models: Path) -> None:
     assert [[text(SENTENCE)] * len(QUESTIONS)] * 2 == [one.answers for one in found]
 
 
-def test_a_model_that_says_nothing_is_told(
-    llamacpp: None, models: Path, before: Before, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_says_nothing_is_told(llamacpp: None, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without content there is nothing to measure; the engine is ended. Only its silence is made up here."""
+    there = children()
     monkeypatch.setattr(measuring, "_content", lambda _: "")
     with pytest.raises(LocalModelError, match="gave no text"):
         measure(sides(policy(models / "tiny.gguf"), None), tokens=5, rounds=1, note=lambda _: None)
-    assert [] == children()
+    assert there == children()

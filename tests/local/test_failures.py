@@ -8,8 +8,9 @@ from pathlib import Path
 
 import openai
 import pytest
+import tenacity
 
-from deepseek_resilient import DeepSeek, Policy, StreamInterruptedError, partial_of
+from deepseek_resilient import BudgetPolicy, DeepSeek, Policy, RetryPolicy, StreamInterruptedError, partial_of
 from deepseek_resilient.config import StreamPolicy
 from deepseek_resilient.errors import LocalModelError
 from deepseek_resilient.local import instance, maker, room
@@ -178,7 +179,9 @@ def test_a_call_that_finds_the_server_dead_is_tried_again(serve, models, heard):
     """Before any content a kill costs time and no answer: it comes back at the same address."""
     server = serve(models / "tiny.gguf", seed=1)
     server.wait_ready(60)
-    with DeepSeek(api_key=server.api_key, base_url=server.base_url, policy=Policy(deadline=60.0)) as client:
+    patient = RetryPolicy(stop=tenacity.stop_after_delay(50), wait=tenacity.wait_fixed(0.1))
+    policy = Policy(deadline=60.0, retry=patient, budget=BudgetPolicy(reserve=1000.0), breaker=None)
+    with DeepSeek(api_key=server.api_key, base_url=server.base_url, policy=policy) as client:
         for _ in range(3):
             os.kill(server.statistics().pid, signal.SIGKILL)
             answer = client.chat.completions.create(model="tiny", **QUESTION, max_tokens=30)

@@ -9,6 +9,7 @@ import select
 import threading
 import time
 import urllib.request
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,11 +104,16 @@ class Before:
         self._had = self._now()
 
     def is_so_again(self) -> bool:
-        """Whether it comes to have the same: threads and sockets end a moment after what they were for."""
+        """Whether it comes to have no more: threads and sockets end a moment after what they were for."""
         gc.collect()
-        if eventually(lambda: self._now() == self._had):
+        if eventually(self._has_no_more):
             return True
         raise AssertionError(f"left behind: {self._now()}, before: {self._had}")
+
+    def _has_no_more(self) -> bool:
+        files, names, processes = self._now()
+        had_files, had_names, had_processes = self._had
+        return files <= had_files and not Counter(names) - Counter(had_names) and set(processes) <= set(had_processes)
 
     @staticmethod
     def _now() -> tuple[int, list[str], list[int]]:
