@@ -297,26 +297,21 @@ def _keepable(runtime: Runtime, flight: Flight, last: bytes, outcome: Outcome) -
         return None
     if not call.verdicts or call.verdicts[-1] != VerdictKind.OK:
         return None
-    stream = flight.response is not None
     head = flight.response if outcome is None else outcome
     if head is None or head.status != 200 or (outcome is not None and outcome.body is None):
         return None
     encoding = next((value for name, value in head.headers if name.lower() == b"content-encoding"), b"")
     if encoding.strip().lower() not in _ENCODINGS:
         return None
-    chunks = (
-        (*flight.chunks, *((last,) if last else ()))
-        if stream
-        else (outcome.body or b"",)
-        if outcome is not None
-        else ()
-    )
+    chunks = tuple(flight.chunks) if outcome is None else (outcome.body or b"",)
+    if last:
+        chunks = (*chunks, last)
     headers = tuple(
         (name, value)
         for name, value in head.headers
         if (low := name.lower()) not in _NOT_KEPT and not low.startswith(b"x-resilient-")
     )
-    return Answer(head.status, headers, chunks, stream, runtime.wall(), _usage_of(call))
+    return Answer(head.status, headers, chunks, outcome is None, runtime.wall(), _usage_of(call))
 
 
 def _ended_by_another(flight: Flight, call: Call, now: float) -> bool:
