@@ -5,20 +5,27 @@ The libraries have the same names for everything used here, so a library is pass
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from functools import cache, lru_cache
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import httpx2
 
 from deepseek_resilient import wire
-from deepseek_resilient.config.cache import CACHE_HEADER
-from deepseek_resilient.config.quality import PRIORITY_HEADER, Priority
 from deepseek_resilient.core.messages import CALL_ATTRIBUTE, Failure, FailureKind, Request, Response
-from deepseek_resilient.errors import ConfigError, DeadlineExceededError, StreamInterruptedError
+from deepseek_resilient.errors import DeadlineExceededError, StreamInterruptedError
+from deepseek_resilient.headers import (
+    CREDENTIALS,
+    OF_THE_HOST,
+    OURS,
+    RETRIES,
+    VARY,
+    account_of,
+    told,
+    variant_of,
+    with_count,
+)
 from deepseek_resilient.libraries import Library, library_of
 
 if TYPE_CHECKING:
@@ -28,27 +35,7 @@ if TYPE_CHECKING:
     from deepseek_resilient.drivers.aio import AioCall
     from deepseek_resilient.drivers.threads import ThreadCall
 
-MAX_RETRIES_HEADER = "x-resilient-max-retries"
-TENANT_HEADER = b"x-resilient-tenant"
-RETRY_COUNT = "x-stainless-retry-count"
-"""How often the OpenAI or Anthropic SDK has sent this request before."""
-ATTEMPT_HEADER = "x-resilient-attempt"
-"""To a layer below: which attempt of the call this is, from 2 on."""
-DEADLINE_HEADER = "x-resilient-deadline"
-"""To a layer below: seconds until this attempt is given up; of a stream, unless its content has begun."""
-
-_MAX_RETRIES = MAX_RETRIES_HEADER.encode()
-_RETRIES = RETRY_COUNT.encode()
-_CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
-_OF_THE_HOST = frozenset((b"cookie", b"api-key", b"openai-organization", b"openai-project", b"proxy-authorization"))
-_ATTEMPT, _DEADLINE = ATTEMPT_HEADER.encode(), DEADLINE_HEADER.encode()
-_OURS = (_MAX_RETRIES, PRIORITY_HEADER, TENANT_HEADER, CACHE_HEADER, _ATTEMPT, _DEADLINE)
-_SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
-_VARY = (b"anthropic-version", b"anthropic-beta", b"openai-beta", b"openai-organization", b"openai-project")
-"""Headers that an answer, or who pays for it, depends on."""
-_LOOKED_AT = frozenset(
-    (b"authorization", b"x-api-key", b"accept-encoding", b"content-encoding", _RETRIES, *_VARY, *_OURS)
-)
+_LOOKED_AT = frozenset((b"authorization", b"x-api-key", b"accept-encoding", b"content-encoding", RETRIES, *VARY, *OURS))
 
 
 def must_be_read(library: Library, request: Any) -> bool:
@@ -80,13 +67,12 @@ def prepare(library: Library, request: Any) -> tuple[Request, dict[str, Any]]:
     limits = request.extensions.get("timeout")
     if limits is not None:
         timeouts = {"timeout": limits.get("read"), "connect_timeout": limits.get("connect")}
-    if not found.keys().isdisjoint(_OURS):
-        timeouts |= _told(headers.raw)
+    if not found.keys().isdisjoint(OURS):
+        timeouts |= told(headers.raw)
         request.headers = headers = headers.copy()
-        for name in _OURS:
+        for name in OURS:
             headers.pop(name.decode(), None)
-    if (count := found.get(_RETRIES, b"0")).isdigit() and int(count[:9]):
-        timeouts["retries_above"] = max(int(count[:9]), timeouts.get("retries_above", 0))
+    with_count(timeouts, found.get(RETRIES, b"0"))
     encodings = found.get(b"accept-encoding", b"")
     if (b"br" in encodings or b"zstd" in encodings) and wire.dialect_of(request.method, path).is_inference:
         request.headers = headers = headers.copy()
@@ -96,56 +82,14 @@ def prepare(library: Library, request: Any) -> tuple[Request, dict[str, Any]]:
         origin=f"{url.scheme}://{url.netloc.decode('ascii')}",
         path=path,
         body=body,
-        account=_account(account) if account else 0,
+        account=account_of(account) if account else 0,
         replayable=replayable,
         native=request,
         adapt=_adapt,
         encoded=found.get(b"content-encoding", b"").strip().lower() not in (b"", b"identity"),
-        variant=_variant(url.query, found, encodings),
+        variant=variant_of(url.query, found, encodings),
     )
     return core_request, timeouts
-
-
-@lru_cache(maxsize=4096)
-def _account(credentials: bytes) -> int:
-    """A number for the account, the same in every process; not to be turned back."""
-    return int.from_bytes(blake2b(credentials, digest_size=8).digest(), "big") or 1
-
-
-def _variant(query: bytes, found: dict[bytes, bytes], encodings: bytes) -> bytes:
-    """What an answer depends on besides address, account and body."""
-    said = [b"%b:%d:%b" % (name, len(found[name]), found[name]) for name in _VARY if name in found]
-    return b"%d:%b" % (b"gzip" in encodings, b"%d:%b" % (len(query), query) + b"".join(said))
-
-
-def _told(headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
-    """What a request's headers say to us, each of them once."""
-    said = [(name.lower(), value.decode("latin-1").strip()) for name, value in headers if name.lower() in _OURS]
-    found = dict(said)
-    if len(found) < len(said):
-        raise ConfigError("headers", ", ".join(name.decode() for name, _ in said), "each of ours at most once")
-    told: dict[str, Any] = {}
-    if (wished := found.get(_MAX_RETRIES)) is not None:
-        if not (wished.isascii() and wished.isdigit()):
-            raise ConfigError(MAX_RETRIES_HEADER, wished, "a whole number of at least 0")
-        told["max_retries"] = int(wished)
-    if (priority := found.get(PRIORITY_HEADER)) is not None:
-        told["priority"] = Priority.parse(priority, PRIORITY_HEADER.decode())
-    if (attempt := found.get(_ATTEMPT)) is not None:
-        if not (attempt.isascii() and attempt.isdigit() and int(attempt[:9]) > 0):
-            raise ConfigError(ATTEMPT_HEADER, attempt[:64], "a whole number of at least 1")
-        told["retries_above"] = int(attempt[:9]) - 1
-    if (deadline := found.get(_DEADLINE)) is not None:
-        if not _SECONDS.fullmatch(deadline):
-            raise ConfigError(DEADLINE_HEADER, deadline[:64], "seconds, such as 12.5")
-        told["at_most"] = float(deadline)
-    if (tenant := found.get(TENANT_HEADER)) is not None:
-        told["tenant"] = tenant
-    if (caching := found.get(CACHE_HEADER)) is not None:
-        if caching not in ("use", "refresh", "bypass"):
-            raise ConfigError(CACHE_HEADER.decode(), caching[:64], '"use", "refresh" or "bypass"')
-        told["caching"] = caching
-    return told
 
 
 def _adapt(request: Request, body: bytes, upstream: Upstream | None, path: str) -> Request:
@@ -164,7 +108,7 @@ def _adapt(request: Request, body: bytes, upstream: Upstream | None, path: str) 
         query = url.query
         url, origin, path = _address(library, upstream.base_url, path)
         if origin != request.origin:
-            dropped |= _OF_THE_HOST
+            dropped |= OF_THE_HOST
         elif query:
             url = url.copy_with(query=query)
         dropped.add(b"host")
@@ -172,9 +116,9 @@ def _adapt(request: Request, body: bytes, upstream: Upstream | None, path: str) 
         if upstream.api_key is not None:
             key = upstream.api_key.encode("ascii")
             named = any(name.lower() == b"x-api-key" for name, _ in native.headers.raw)
-            dropped |= _CREDENTIALS
+            dropped |= CREDENTIALS
             added.append((b"x-api-key", key) if named else (b"Authorization", b"Bearer " + key))
-            account = _account(added[-1][1])
+            account = account_of(added[-1][1])
     headers = library.Headers([*added, *(pair for pair in native.headers.raw if pair[0].lower() not in dropped)])
     if body is request.body:  # making a request anew costs more than all that the engine does with it
         sent = object.__new__(type(native))

@@ -15,11 +15,12 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx2
 import openai
 
-from deepseek_resilient import bridge, wire
+from deepseek_resilient import wire
 from deepseek_resilient.config import Policy
 from deepseek_resilient.config.checks import time_limit
 from deepseek_resilient.engine import Engine
 from deepseek_resilient.errors import ConfigError
+from deepseek_resilient.headers import MAX_RETRIES_HEADER
 from deepseek_resilient.proxies import proxies_from_environment
 from deepseek_resilient.transport import AsyncResilientTransport, ResilientTransport
 
@@ -249,7 +250,7 @@ def _headers(given: Mapping[str, str] | None, max_retries: int | None) -> dict[s
     if max_retries is not None and max_retries is not _LOOP_OFF:
         if not isinstance(max_retries, int) or isinstance(max_retries, bool) or max_retries < 0:
             raise ConfigError("max_retries", max_retries, "a whole number of at least 0, or None for the policy's")
-        headers[bridge.MAX_RETRIES_HEADER] = str(max_retries)
+        headers[MAX_RETRIES_HEADER] = str(max_retries)
     return headers
 
 

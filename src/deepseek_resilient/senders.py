@@ -11,13 +11,9 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from deepseek_resilient.bridge import (
-    ATTEMPT_HEADER,
-    DEADLINE_HEADER,
-    RETRY_COUNT,
-    failure_of,
-)
-from deepseek_resilient.core.messages import RawHeaders, Reply
+from deepseek_resilient.bridge import failure_of
+from deepseek_resilient.core.messages import Reply
+from deepseek_resilient.headers import RETRY_COUNT, foreign, of_attempt
 from deepseek_resilient.libraries import Dropped, Library, library_of
 
 if TYPE_CHECKING:
@@ -77,7 +73,7 @@ class HttpSender:
         except Exception as error:
             return _failure_or_raise(error)
         opened = _Open(response, limits, effect.patience)
-        return Reply(response.status_code, _foreign(response.headers.raw), opened, response.extensions)
+        return Reply(response.status_code, foreign(response.headers.raw), opened, response.extensions)
 
     def read(self, effect: Read) -> bytes | Failure:
         """The next bytes of the body."""
@@ -130,7 +126,7 @@ class AsyncHttpSender:
             response = await inner.handle_async_request(native)
         except Exception as error:
             return _failure_or_raise(error)
-        headers = _foreign(response.headers.raw)
+        headers = foreign(response.headers.raw)
         return Reply(response.status_code, headers, _Open(response, None, None), response.extensions)
 
     async def read(self, effect: Read) -> bytes | Failure:
@@ -172,12 +168,9 @@ def _native(library: Library, effect: Send, iterate: Callable[[Any], Any], clock
         native.headers = headers = native.headers.copy()
         if effect.request.plain:
             headers["accept-encoding"] = "identity"
-        if effect.attempt > 1:
-            headers[ATTEMPT_HEADER] = str(effect.attempt)
-            if RETRY_COUNT in headers:
-                headers[RETRY_COUNT] = str(effect.attempt - 1)
-        if effect.until is not None:
-            headers[DEADLINE_HEADER] = f"{max(effect.until - clock(), 0.0):.3f}"
+        headers.update(of_attempt(effect, clock))
+        if effect.attempt > 1 and RETRY_COUNT in headers:
+            headers[RETRY_COUNT] = str(effect.attempt - 1)
     if library_of(native) is library:
         return native
     return library.Request(
@@ -187,11 +180,6 @@ def _native(library: Library, effect: Send, iterate: Callable[[Any], Any], clock
         content=effect.request.body if effect.request.replayable else iterate(native.stream),
         extensions=dict(native.extensions),
     )
-
-
-def _foreign(headers: RawHeaders) -> RawHeaders:
-    """The headers that are the server's: one that speaks with our tongue (a gateway of ours, say) is not believed."""
-    return [pair for pair in headers if pair[0][:12].lower() != b"x-resilient-"]
 
 
 def _failure_or_raise(error: Exception) -> Failure:
