@@ -155,6 +155,7 @@ class Engine:
         caching: Literal["", "use", "refresh", "bypass"] = "",
         retries_above: int = 0,
         at_most: float | None = None,
+        pool: str | None = None,
     ) -> CallCoroutine:
         """The coroutine of one call, for a driver. Nothing happens before it is driven.
 
@@ -164,9 +165,10 @@ class Engine:
             connect_timeout: bound on one connection in seconds; the policy's bound holds as well.
             max_retries: at most this many retries for this call, instead of the policy's `retry.stop`.
             priority: how much it matters; None for the policy's own.
-            tenant: whose limits of the guard hold for it; "" for the general ones. Tenants share no answers.
+            tenant: whose limits of the guard hold for it; "" for the general ones.
             caching: what the call says of the cache (`CachePolicy.calls`).
             retries_above: how often a layer above has tried this call before.
+            pool: who shares answers: calls of one pool; None for the calls of one tenant.
             at_most: seconds that a layer above waits for it; makes `timeout` shorter, never longer.
 
         Raises:
@@ -199,6 +201,7 @@ class Engine:
                 fields=fields,
                 caching=caching,
                 retries_above=retries_above,
+                pool=pool,
             ),
         )
 

@@ -61,7 +61,8 @@ class AttemptEnded(Event):
 @dataclass(frozen=True, slots=True)
 class AttemptCharged(Event):
     """What an attempt took: tokens of the prompt, those of them that were cached, and of the answer; US dollars (None:
-    the model has no price); whether it was billed ("no", "maybe", "yes"), and whether this is an estimate."""
+    the model has no price); whether it was billed ("no", "maybe", "yes"), and whether this is an estimate;
+    whose call it was."""
 
     call: int
     attempt: int
@@ -72,6 +73,7 @@ class AttemptCharged(Event):
     cost: float | None
     billed: str
     estimated: bool
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

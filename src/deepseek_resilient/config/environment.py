@@ -21,7 +21,7 @@ _ELSEWHERE = ("DEEPSEEK_RESILIENT_MODELS",)
 
 _SWITCHED: dict[str, type[Any]] = {name: kind for name, kind, optional in PARTS if optional}
 
-_PRESETS: dict[str, Callable[[], Policy]] = {
+PRESETS: dict[str, Callable[[], Policy]] = {
     "default": Policy,
     "interactive": Policy.interactive,
     "agent": Policy.agent,
@@ -33,9 +33,9 @@ def read(environ: Mapping[str, str]) -> Policy:
     """The preset that is named there, and every setting on top of it. Raises ConfigError."""
     found = {k: v for k, v in environ.items() if k.startswith(ENV_PREFIX) and k not in _ELSEWHERE}
     preset = found.pop(f"{ENV_PREFIX}PRESET", "default").strip().lower()
-    if preset not in _PRESETS:
-        raise ConfigError(f"{ENV_PREFIX}PRESET", preset, " or ".join(_PRESETS))
-    policy = _PRESETS[preset]()
+    if preset not in PRESETS:
+        raise ConfigError(f"{ENV_PREFIX}PRESET", preset, " or ".join(PRESETS))
+    policy = PRESETS[preset]()
     for name, text in sorted(found.items()):
         policy = _set_from_env(policy, name, text.strip())
     return policy

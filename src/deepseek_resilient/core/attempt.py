@@ -152,7 +152,7 @@ class Attempt:
             self.runtime.listeners.emit(
                 AttemptCharged(
                     self.runtime.clock(), call.number, charge.attempt, charge.target, *tokens, charge.cost,
-                    charge.billed, charge.estimated,
+                    charge.billed, charge.estimated, call.tenant,
                 )
             )  # fmt: skip
 

@@ -51,15 +51,15 @@ class Call:
 
     __slots__ = (
         "attempt", "attempts", "caching", "connect", "deadline", "dice", "fields", "has_stale", "info", "left_out",
-        "lens", "local", "max_retries", "number", "owed", "priority", "record", "request", "retries_above", "seam",
-        "second", "simplified", "size", "source", "started", "target", "tenant", "tokens", "told", "tried", "verdicts",
-        "waited",
+        "lens", "local", "max_retries", "number", "owed", "pool", "priority", "record", "request", "retries_above",
+        "seam", "second", "simplified", "size", "source", "started", "target", "tenant", "tokens", "told", "tried",
+        "verdicts", "waited",
     )  # fmt: skip
 
     def __init__(
         self, request: Request, info: CallInfo, *, number: int, started: float, deadline: float | None,
         connect: float | None, max_retries: int | None, priority: Priority, tenant: str, fields: object,
-        caching: str = "", retries_above: int = 0,
+        caching: str = "", retries_above: int = 0, pool: str | None = None,
     ) -> None:  # fmt: skip
         self.priority = priority
         self.caching = caching
@@ -67,6 +67,7 @@ class Call:
         self.has_stale = False
         self.source = ""
         self.tenant = tenant
+        self.pool = tenant if pool is None else pool
         self.fields = fields
         self.tokens: int | None = None
         self.size = len(request.body) // 4

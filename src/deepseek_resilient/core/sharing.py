@@ -93,7 +93,7 @@ def key_of(sharing: Sharing, call: Call) -> bytes | None:
     calls = sharing.policy.calls
     if not call.caching and calls != "all" and (calls == "asked" or not is_deterministic(fields)):
         return None
-    parts = (request.origin.encode(), request.path.encode(), b"%d" % request.account, call.tenant.encode())
+    parts = (request.origin.encode(), request.path.encode(), b"%d" % request.account, call.pool.encode())
     scope = b"".join(b"%d:%b" % (len(part), part) for part in (*parts, request.variant))
     return fingerprint(info.dialect, fields, scope)
 

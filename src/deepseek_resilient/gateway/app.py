@@ -1,0 +1,320 @@
+"""The gateway as an ASGI application: who is it, may they, and then one call through the engine.
+
+    POST …/chat/completions, …/completions (FIM), …/responses, …/messages     through the engine
+    GET  …/models, …/models/{name}                                            passed through, the tenant's models only
+    anything else                                                             404: it is no way around the limits
+
+Everything that a caller is told comes in OpenAI's format. One application has one engine and belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jiter
+
+from deepseek_resilient import wire
+from deepseek_resilient.core.refusal import response_of
+from deepseek_resilient.engine import Engine
+from deepseek_resilient.errors import ConfigError, RejectedError
+from deepseek_resilient.events import AttemptCharged, Event
+from deepseek_resilient.gateway.outgoing import request_to
+from deepseek_resilient.gateway.relay import Relay, answer
+from deepseek_resilient.gateway.repeats import Repeats
+from deepseek_resilient.gateway.sender import Sender
+from deepseek_resilient.gateway.tenants import Account, Accounts
+from deepseek_resilient.headers import RETRIES, told, with_count
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from deepseek_resilient.core.messages import RawHeaders, Response
+    from deepseek_resilient.drivers.aio import AsyncSender
+    from deepseek_resilient.events import Listener
+    from deepseek_resilient.gateway.settings import GatewaySettings
+
+JSON = (b"content-type", b"application/json")
+_CLOSE = (b"connection", b"close")
+
+
+class Problem(Exception):
+    """What is said instead of an answer; `close`: and the connection ends."""
+
+    def __init__(self, status: int, kind: str, message: str, *, close: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = wire.error_body(message, kind)
+        self.headers = [JSON, _CLOSE] if close else [JSON]
+
+
+class Gateway:
+    """The application. `settings` may be replaced by `reload` while calls are in flight.
+
+    Args:
+        listeners: told of the engine's events.
+        clock, wall: monotonic and Unix seconds; for simulations and tests.
+        sender: what moves the bytes; None for `Sender`.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        *,
+        listeners: Sequence[Listener] = (),
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        sender: AsyncSender | None = None,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self._wall = wall
+        self._listeners = (*listeners, self._charge)
+        self.accounts = Accounts(settings.tenants, clock, wall)
+        self.engine = self._make_engine(settings)
+        self._repeats = self._make_repeats(settings)
+        self._sender = sender
+        self._given = sender is not None
+        self._retired: list[Engine] = []
+        self.in_flight = 0
+
+    async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> None:
+        if scope["type"] == "http":
+            self.in_flight += 1
+            try:
+                await self._serve(scope, receive, send)
+            except Problem as problem:
+                await answer(send, problem.status, problem.body, problem.headers)
+            finally:
+                self.in_flight -= 1
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    def reload(self, settings: GatewaySettings) -> None:
+        """Take other settings. Calls in flight end by those they began with; limits, counts and, where the policy is
+        the same, the engine with all it has learnt go on."""
+        accounts = Accounts(settings.tenants, self.clock, self._wall)
+        accounts.adopt(self.accounts)
+        if settings.policy != self.settings.policy:
+            self._retired.append(self.engine)
+            self.engine = self._make_engine(settings)
+        self._repeats = self._make_repeats(settings)
+        self.settings, self.accounts = settings, accounts
+
+    async def aclose(self) -> None:
+        """End what is the gateway's own: connections, engines."""
+        if isinstance(self._sender, Sender) and not self._given:
+            await self._sender.aclose()
+            self._sender = None
+        for engine in (*self._retired, self.engine):
+            await engine.aclose()
+
+    def _make_engine(self, settings: GatewaySettings) -> Engine:
+        return Engine(settings.policy, listeners=self._listeners, clock=self.clock, wall=self._wall)
+
+    def _make_repeats(self, settings: GatewaySettings) -> Repeats:
+        return Repeats(self.clock, growth=settings.growth, longest=settings.longest_refusal)
+
+    def _charge(self, event: Event) -> None:
+        if isinstance(event, AttemptCharged) and event.cost:
+            self.accounts.charge(event.tenant, event.cost)
+
+    async def _live(self, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> None:
+        while (message := await receive())["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        await self.aclose()
+        await send({"type": f"{message['type']}.complete"})
+
+    async def _serve(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> None:
+        method, path, headers = scope["method"], scope["path"], scope["headers"]
+        account = self._who(headers)
+        dialect = wire.dialect_of(method, path)
+        if not dialect.is_inference and not (method == "GET" and _asks_for_models(path)):
+            raise _no_such(method, path)
+        account.counts.requests += 1
+        body = await self._read(headers, receive)
+        limits = self._limits(account, headers)
+        if limits.get("retries_above"):
+            account.counts.repeats += 1
+        repeats = self._repeats
+        key = b""
+        if len(repeats):
+            key = repeats.key_of(account.name, path, body)
+            known = repeats.find(key)
+            if known is not None:
+                account.counts.repeats += not limits.get("retries_above")
+                account.counts.refused += 1
+                refusal, wait = known
+                await answer(send, refusal.status, refusal.body, [*refusal.headers, _retry_after(wait)])
+                return
+        try:
+            account.enter()
+        except RejectedError as error:
+            account.counts.refused += 1
+            await self._refuse(send, repeats, key or repeats.key_of(account.name, path, body), response_of(error))
+            return
+        try:
+            if dialect.is_inference:
+                await self._call(scope, receive, send, account, body, limits, repeats)
+            else:
+                await self._models(scope, receive, send, account)
+        finally:
+            account.leave()
+
+    def _who(self, headers: RawHeaders) -> Account:
+        key = None
+        for name, value in headers:
+            if name == b"authorization":
+                key = value[7:].strip() if value[:7].lower() == b"bearer " else b""
+            elif name == b"x-api-key" and key is None:
+                key = value
+        account = self.accounts.find(key)
+        if account is None:
+            told = "This gateway knows no such key. Ask whoever runs it for one" if key else _NO_KEY
+            raise Problem(401, "authentication_error", told)
+        return account
+
+    async def _read(self, headers: RawHeaders, receive: Callable[[], Awaitable[Any]]) -> bytes:
+        """The body of a request, within its limits."""
+        limits = self.settings.limits
+        longest = limits.max_body_bytes
+        for name, value in headers:
+            if name == b"content-length" and value.isdigit() and int(value[:18]) > longest:
+                raise _too_long(longest)
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body"):
+            if len(body) > longest:
+                raise _too_long(longest)
+            return body
+        parts = [body]
+        size = len(body)
+        try:
+            async with asyncio.timeout(limits.body_timeout):
+                while message.get("more_body"):
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Problem(
+                            400, "invalid_request_error", "The request ended before its body was whole", close=True
+                        )
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > longest:
+                        raise _too_long(longest)
+        except TimeoutError:
+            told = f"The body did not come within {limits.body_timeout:g} s"
+            raise Problem(408, "timeout", told, close=True) from None
+        return b"".join(parts)
+
+    def _limits(self, account: Account, headers: RawHeaders) -> dict[str, Any]:
+        """What a request says of itself, as far as its tenant may."""
+        try:
+            limits = told(headers)
+        except ConfigError as error:
+            raise Problem(400, "invalid_request_error", f"A header of the request: {error}") from None
+        for name, value in headers:
+            if name == RETRIES:
+                with_count(limits, value)
+        limits["tenant"], limits["pool"] = account.name, account.pool
+        limits["priority"] = account.most(limits.get("priority"))
+        if not account.caching:
+            limits["caching"] = "bypass"
+        return limits
+
+    async def _call(
+        self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any], account: Account,
+        body: bytes, limits: dict[str, Any], repeats: Repeats,
+    ) -> None:  # fmt: skip
+        settings, path = self.settings, scope["path"]
+        if account.models and wire.identify("POST", path, body)[0].model not in account.models:
+            told = f"Your models at this gateway are {', '.join(sorted(account.models))}"
+            raise Problem(403, "permission_error", told)
+        request = request_to(
+            settings.base_url, settings.api_key, "POST", path, scope["query_string"], scope["headers"], body
+        )
+
+        async def refuse(refused: Response) -> None:
+            await self._refuse(send, repeats, repeats.key_of(account.name, path, body), refused)
+
+        response = await self._relay(receive, send).run(
+            self.engine.call(request, **limits),
+            self._senders(),
+            stream=b'"stream"' in body and wire.fields_of(body).get("stream") is True,
+            refuse=refuse,
+        )
+        if response is None:
+            account.counts.hung_up += 1
+        elif "resilience_error" in response.extensions:
+            account.counts.refused += 1
+        elif response.status < 400:
+            account.counts.answered += 1
+        else:
+            account.counts.failed += 1
+
+    async def _models(
+        self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any], account: Account
+    ) -> None:
+        settings = self.settings
+        request = request_to(settings.base_url, settings.api_key, "GET", scope["path"], b"", scope["headers"], b"")
+        request.plain = True
+        only = account.models
+        if only and not scope["path"].endswith("/models") and scope["path"].rpartition("/")[2] not in only:
+            raise _no_such("GET", scope["path"])
+        change = partial(_only, only) if only else None
+        await self._relay(receive, send).run(self.engine.call(request), self._senders(), stream=False, change=change)
+
+    def _relay(self, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> Relay:
+        limits = self.settings.limits
+        return Relay(receive, send, clock=self.clock, keep_alive=limits.keep_alive, write_timeout=limits.write_timeout)
+
+    def _senders(self) -> AsyncSender:
+        if self._sender is None:
+            self._sender = Sender(self.clock)
+        return self._sender
+
+    async def _refuse(self, send: Callable[..., Any], repeats: Repeats, key: bytes, response: Response) -> None:
+        """Hand over a refusal of ours, and remember it."""
+        body = response.body or b""
+        headers = [pair for pair in response.headers if pair[0] not in (b"retry-after", b"content-length")]
+        wait = next((float(value) for name, value in response.headers if name == b"retry-after"), None)
+        if wait is not None:
+            repeats.remember(key, response.status, body, headers, wait)
+            headers = [*headers, _retry_after(wait)]
+        await answer(send, response.status, body, headers)
+
+
+_NO_KEY = "This gateway asks for a key: send it as `Authorization: Bearer KEY` (api_key= of the SDK)"
+
+
+def _asks_for_models(path: str) -> bool:
+    return path.rstrip("/").endswith("/models") or "/models/" in path
+
+
+def _only(models: frozenset[str], body: bytes) -> bytes:
+    """The list of models, without those that are not the tenant's."""
+    try:
+        listed = jiter.from_json(body)
+    except ValueError:
+        return body
+    if not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
+        return body
+    data = [model for model in listed["data"] if isinstance(model, dict) and model.get("id") in models]
+    return wire.encode({**listed, "data": data}) or body
+
+
+def _retry_after(wait: float) -> tuple[bytes, bytes]:
+    return b"retry-after", f"{max(wait, 0.001):.3f}".encode()
+
+
+def _too_long(longest: int) -> Problem:
+    told = f"Request Entity Too Large: the limit of this gateway is {longest} bytes"
+    return Problem(413, "invalid_request_error", told, close=True)
+
+
+def _no_such(method: str, path: str) -> Problem:
+    shown = path[:100] if path.isprintable() else "(not printable)"
+    return Problem(404, "not_found", f"There is no {method} {shown} at this gateway")

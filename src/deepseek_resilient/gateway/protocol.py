@@ -1,0 +1,103 @@
+"""uvicorn's HTTP/1.1 on llhttp, bounded: how long a head may take and be, how many connections there may be.
+
+What llhttp refuses (two lengths, obs-fold, bad line ends, a bad chunk) ends the connection with 400, a head over the
+limits with 431, and a connection that does not end its head in time is closed, also one that never begins.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from deepseek_resilient import wire
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from deepseek_resilient.gateway.settings import Limits
+
+_WORDS = {400: b"Bad Request", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable"}
+
+
+class _TooLargeError(Exception):
+    """The head is over a limit."""
+
+
+def bounded(limits: Limits) -> type[HttpToolsProtocol]:
+    """The protocol class with these limits."""
+
+    class BoundedProtocol(HttpToolsProtocol):
+        """One connection."""
+
+        _bytes = _count = 0
+        _in_head = True
+        _status = 400
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > limits.max_connections:
+                self._status = 503
+                self.send_400_response("too many connections are open; come again")
+            else:
+                self._timer = self.loop.call_later(limits.header_timeout, self._too_slow)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                return
+            super().data_received(data)
+            if self._in_head and self._bytes and self._timer is None:
+                self._timer = self.loop.call_later(limits.header_timeout, self._too_slow)
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._bytes = self._count = 0
+            self._in_head = True
+
+        def on_url(self, url: bytes) -> None:
+            self._take(len(url))
+            super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self._count += 1
+            self._take(len(name) + len(value) + 4)
+            super().on_header(name, value)
+
+        def on_headers_complete(self) -> None:
+            self._in_head = False
+            self._stop()
+            super().on_headers_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            if self.transport.is_closing():
+                return
+            told = {431: "The head of the request is over the limits of this gateway"}.get(self._status, msg)
+            body = wire.error_body(told, "invalid_request_error" if self._status < 500 else "overloaded")
+            self.transport.write(
+                b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+                % (self._status, _WORDS[self._status], len(body), body)
+            )
+            self.transport.close()
+
+        def _take(self, size: int) -> None:
+            self._bytes += size
+            if self._bytes > limits.max_header_bytes or self._count > limits.max_headers:
+                self._status = 431
+                raise _TooLargeError
+
+        def _stop(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+        def _too_slow(self) -> None:
+            self._timer = None
+            if not self.transport.is_closing():
+                self.transport.close()
+
+    return BoundedProtocol

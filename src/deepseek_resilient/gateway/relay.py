@@ -1,0 +1,202 @@
+"""One call through the engine: its answer goes to the caller as it comes, and its end is the caller's end.
+
+- A caller that hangs up cancels the call, and with it the upstream's work.
+- A stream whose first content takes longer than `keep_alive` gets status 200 and comments meanwhile, as DeepSeek itself
+  does it; what goes wrong after that is told by an error event.
+- A caller that does not take what is sent to it for `write_timeout` seconds is let go.
+- A stream that breaks off ends with an error event and without `[DONE]`: no client takes it for whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from deepseek_resilient import wire
+from deepseek_resilient.core.messages import Failure, FailureKind, RawHeaders, Response
+from deepseek_resilient.drivers.aio import AioCall
+from deepseek_resilient.gateway.outgoing import NOT_PASSED_BACK
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from deepseek_resilient.core.effects import CallCoroutine
+    from deepseek_resilient.drivers.aio import AsyncSender
+
+COMMENT = b": keep-alive\n\n"
+JSON = (b"content-type", b"application/json")
+EVENT_STREAM = (b"content-type", b"text/event-stream")
+_STATUS = {FailureKind.TIMEOUT: 504, FailureKind.UNUSABLE: 400}
+
+
+class FailedError(Exception):
+    """A call that ended without an answer."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+    @property
+    def status(self) -> int:
+        """As the caller gets it."""
+        return _STATUS.get(self.failure.kind, 502)
+
+    @property
+    def body(self) -> bytes:
+        """In OpenAI's format."""
+        kind = "timeout" if self.failure.kind is FailureKind.TIMEOUT else "upstream_error"
+        return wire.error_body(self.failure.message, kind)
+
+
+class Relay:
+    """Hands one call to one caller. Used once."""
+
+    def __init__(
+        self,
+        receive: Callable[[], Awaitable[Any]],
+        send: Callable[[Any], Awaitable[None]],
+        *,
+        clock: Callable[[], float],
+        keep_alive: float | None,
+        write_timeout: float | None,
+    ) -> None:
+        self._receive = receive
+        self._send = send
+        self._clock = clock
+        self._keep_alive = keep_alive
+        self._write_timeout = write_timeout
+        self._task: asyncio.Task[Any] | None = None
+        self._comments: asyncio.Task[None] | None = None
+        self._writing_since: float | None = None
+        self._begun = False
+        self.gone = False
+        """The caller hung up, or took too long to read."""
+
+    async def run(
+        self,
+        coroutine: CallCoroutine,
+        sender: AsyncSender,
+        *,
+        stream: bool,
+        refuse: Callable[[Response], Awaitable[None]] | None = None,
+        change: Callable[[bytes], bytes] | None = None,
+    ) -> Response | None:
+        """The head of what was handed over; None where the caller was gone.
+
+        Args:
+            stream: whether the caller asked for a stream.
+            refuse: hands over what the engine itself refused, where nothing was sent yet.
+            change: makes the body that the caller gets from the whole of what came.
+        """
+        loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        call = AioCall(coroutine, sender, clock=self._clock, raise_as=FailedError)
+        watcher = loop.create_task(self._watch())
+        timer = None
+        if stream and self._keep_alive is not None:
+            timer = loop.call_later(self._keep_alive, self._begin_comments)
+        try:
+            response: Response | None = None
+            try:
+                response = await call.start()
+            except FailedError as failed:
+                response = Response(failed.status, [JSON], failed.body)
+            await self._stop_comments(timer)
+            if response.body is None and change is not None:
+                response.body = change(b"".join([chunk async for chunk in call.chunks()]))
+            if response.body is None:
+                await self._stream(response, call)
+            elif refuse is not None and not self._begun and "resilience_error" in response.extensions:
+                await refuse(response)
+            else:
+                await self._whole(response)
+            return response
+        except asyncio.CancelledError:
+            if not self.gone:
+                raise
+            if self._task is not None:
+                self._task.uncancel()
+            return None
+        finally:
+            self._task = None
+            watcher.cancel()
+            if timer is not None:
+                timer.cancel()
+            if self._comments is not None:
+                self._comments.cancel()
+            await call.aclose()
+
+    async def _watch(self) -> None:
+        """Cancel the call once its caller is gone."""
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self._leave()
+                return
+
+    def _leave(self) -> None:
+        self.gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _whole(self, response: Response) -> None:
+        body = response.body or b""
+        if self._begun:
+            await self._send({"type": "http.response.body", "body": b"data: %b\n\n" % body.replace(b"\n", b" ")})
+            return
+        await answer(self._send, response.status, body, _passed_back(response.headers))
+
+    async def _stream(self, response: Response, call: AioCall) -> None:
+        if not self._begun:
+            await self._start(response.status, response.headers)
+        if self._write_timeout is not None:
+            self._look_after_writing(self._write_timeout)
+        try:
+            async for chunk in call.chunks():
+                self._writing_since = self._clock()
+                await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+                self._writing_since = None
+        except FailedError as failed:
+            await self._send({"type": "http.response.body", "body": b"data: %b\n\n" % failed.body, "more_body": True})
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _start(self, status: int, headers: RawHeaders) -> None:
+        self._begun = True
+        await self._send({"type": "http.response.start", "status": status, "headers": _passed_back(headers)})
+
+    def _begin_comments(self) -> None:
+        self._comments = asyncio.get_running_loop().create_task(self._comment())
+
+    async def _comment(self) -> None:
+        await self._start(200, [EVENT_STREAM, (b"cache-control", b"no-cache")])
+        while True:
+            await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+            await asyncio.sleep(self._keep_alive or 0.0)
+
+    async def _stop_comments(self, timer: asyncio.TimerHandle | None) -> None:
+        if timer is not None:
+            timer.cancel()
+        comments, self._comments = self._comments, None
+        if comments is not None:
+            comments.cancel()
+            await asyncio.wait((comments,))
+
+    def _look_after_writing(self, limit: float) -> None:
+        since = self._writing_since
+        if self._task is None:
+            return
+        if since is not None and self._clock() - since >= limit:
+            self._leave()
+        else:
+            asyncio.get_running_loop().call_later(limit / 4, self._look_after_writing, limit)
+
+
+def _passed_back(headers: RawHeaders) -> RawHeaders:
+    return [pair for pair in headers if pair[0].lower() not in NOT_PASSED_BACK]
+
+
+async def answer(send: Callable[[Any], Awaitable[None]], status: int, body: bytes, headers: RawHeaders) -> None:
+    """A whole answer; its length is added."""
+    head = [*headers, (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})

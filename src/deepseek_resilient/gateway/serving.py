@@ -1,0 +1,79 @@
+"""One uvicorn server in an event loop that belongs to us: no signal handlers of its own, no access log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from deepseek_resilient.gateway.protocol import bounded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from deepseek_resilient.gateway.settings import Limits, Listen
+
+_BACKLOG = 2048
+
+
+class Server(uvicorn.Server):
+    """Ends when `should_exit` is set: no new connections, those in flight may end within the drain time."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+        """Connections are accepted."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        self.up.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the business of whoever runs it."""
+        yield
+
+
+def make_server(app: Any, limits: Limits, drain: float) -> Server:
+    """A server for `app`."""
+    config = uvicorn.Config(
+        app,
+        http=bounded(limits),
+        ws="none",
+        loop="auto",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=int(limits.idle_timeout) or 1,
+        timeout_graceful_shutdown=int(drain) or 1,
+    )
+    return Server(config)
+
+
+def bind(listen: Listen) -> socket.socket:
+    """A socket that listens there. Raises OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(_BACKLOG)
+    except OSError:
+        made.close()
+        raise
+    made.setblocking(False)
+    return made
+
+
+def address_of(listening: socket.socket) -> str:
+    """As a URL."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,228 @@
+"""The gateway's first process: it binds, keeps the workers alive, and is the one that signals are for.
+
+    SIGTERM, SIGINT   drain: no new connections, calls in flight end, at most `drain` seconds; a second one ends at once
+    SIGHUP            read the file again; a file that is wrong is told, and the old settings stay
+
+The listening socket is bound once and shared: a worker that dies takes the calls it had, and no connection that was not
+accepted yet; another takes its place, after a pause that doubles while it keeps dying. Workers end with this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+from deepseek_resilient.errors import ConfigError
+from deepseek_resilient.gateway.control import Channel
+from deepseek_resilient.gateway.pages import Pages
+from deepseek_resilient.gateway.serving import address_of, bind, make_server
+from deepseek_resilient.gateway.settings import Limits
+from deepseek_resilient.gateway.status import merged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from deepseek_resilient.gateway.settings import GatewaySettings
+
+log = logging.getLogger("deepseek_resilient.gateway")
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
+_STABLE = 30.0
+"""Seconds after which a worker's death is no sign of trouble at its start."""
+_ANSWER = 2.0
+_GRACE = 2.0
+
+
+class Worker:
+    """One worker, over all the processes it had."""
+
+    def __init__(self, number: int, supervisor: Supervisor) -> None:
+        self.number = number
+        self.ready = False
+        self._supervisor = supervisor
+        self._process: asyncio.subprocess.Process | None = None
+        self._channel: Channel | None = None
+        self._asking = asyncio.Lock()
+        self._pause = _FIRST_PAUSE
+
+    async def keep(self) -> None:
+        """Run it, again and again, until the gateway ends."""
+        loop = asyncio.get_running_loop()
+        while not self._supervisor.ending.is_set():
+            began = loop.time()
+            await self._run_once()
+            if self._supervisor.ending.is_set():
+                return
+            self._pause = _FIRST_PAUSE if loop.time() - began > _STABLE else min(self._pause * 2, _LONGEST_PAUSE)
+            log.error("worker %d ended; another begins in %.1f s", self.number, self._pause)
+            await self._supervisor.pause(self._pause)
+
+    async def tell(self, settings: GatewaySettings) -> None:
+        """Other settings."""
+        await self._ask("settings", settings)
+
+    async def status(self) -> dict[str, Any] | None:
+        """How it stands; None where it does not say."""
+        answered = await self._ask("status")
+        return None if answered is None else answered[1]
+
+    async def end(self, within: float) -> None:
+        """Let it drain; kill it where it does not end."""
+        process = self._process
+        if process is None:
+            return
+        if self._channel is not None:
+            with contextlib.suppress(OSError):
+                await self._channel.send("drain")
+        try:
+            await asyncio.wait_for(process.wait(), within)
+        except TimeoutError:
+            self.kill()
+            await process.wait()
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def _run_once(self) -> None:
+        ours, theirs = socket.socketpair()
+        listening = self._supervisor.listening.fileno()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "deepseek_resilient.gateway.worker", str(theirs.fileno()), str(listening),
+                pass_fds=(theirs.fileno(), listening), stdin=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        channel = self._channel = await Channel.over(ours)
+        try:
+            await channel.send("settings", self._supervisor.settings)
+            self.ready = await channel.receive() is not None
+            if self.ready:
+                self._supervisor.report_ready()
+            await self._process.wait()
+        except OSError:
+            await self._process.wait()
+        finally:
+            self.ready = False
+            self._channel = None
+            channel.close()
+
+    async def _ask(self, word: str, value: object = None) -> tuple[str, Any] | None:
+        async with self._asking:
+            if self._channel is None or not self.ready:
+                return None
+            try:
+                await self._channel.send(word, value)
+                return await asyncio.wait_for(self._channel.receive(), _ANSWER)
+            except TimeoutError:
+                log.error("worker %d does not answer; it is ended", self.number)
+                self.kill()
+            except OSError:
+                pass
+            return None
+
+
+class Supervisor:
+    """Runs a gateway until it is told to end.
+
+    Args:
+        load: the settings, read anew at each SIGHUP. Raises ConfigError.
+        announce: is told once, with the addresses of the gateway and of its pages.
+    """
+
+    def __init__(self, load: Callable[[], GatewaySettings], announce: Callable[[str, str], None]) -> None:
+        self._load = load
+        self._announce = announce
+        self.settings = load()
+        self.listening = bind(self.settings.listen)
+        try:
+            self._admin = bind(self.settings.admin)
+        except OSError:
+            self.listening.close()
+            raise
+        self.ending = asyncio.Event()
+        self._workers = [Worker(number, self) for number in range(self.settings.workers)]
+        self._pages = Pages(self.status, self._is_ready, self.settings.admin_key)
+        self._announced = False
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        pages = make_server(self._pages, Limits(), drain=1.0)
+        admin = asyncio.create_task(pages.serve(sockets=[self._admin]))
+        keeping = [asyncio.create_task(worker.keep()) for worker in self._workers]
+        try:
+            await self.ending.wait()
+            self.listening.close()
+            await asyncio.gather(*(worker.end(self.settings.drain + _GRACE) for worker in self._workers))
+        finally:
+            for worker in self._workers:
+                worker.kill()
+            await asyncio.gather(*keeping, return_exceptions=True)
+            pages.should_exit = pages.force_exit = True
+            await admin
+
+    async def status(self) -> dict[str, Any]:
+        """Of all workers together."""
+        told = await asyncio.gather(*(worker.status() for worker in self._workers))
+        known = [status for status in told if status is not None]
+        return {
+            "ready": self._is_ready(),
+            "workers": [{"number": worker.number, "ready": worker.ready} for worker in self._workers],
+            **merged(known),
+        }
+
+    def report_ready(self) -> None:
+        """A worker takes calls."""
+        if not self._announced and self._is_ready():
+            self._announced = True
+            self._announce(address_of(self.listening), address_of(self._admin))
+
+    async def pause(self, seconds: float) -> None:
+        """That long, or until the gateway ends."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.ending.wait(), seconds)
+
+    def _is_ready(self) -> bool:
+        return not self.ending.is_set() and all(worker.ready for worker in self._workers)
+
+    def _end(self) -> None:
+        if self.ending.is_set():
+            log.warning("told twice: ending at once")
+            for worker in self._workers:
+                worker.kill()
+        self.ending.set()
+
+    def _reload(self) -> None:
+        try:
+            settings = self._load()
+        except ConfigError as error:
+            log.error("the settings stay as they are: %s", error)
+            return
+        before = self.settings
+        for name in ("listen", "admin", "workers", "drain", "limits"):
+            if getattr(settings, name) != getattr(before, name):
+                log.warning("%s has changed: that needs a restart", name)
+        self.settings, self._pages.key = settings, settings.admin_key
+        task = asyncio.ensure_future(asyncio.gather(*(worker.tell(settings) for worker in self._workers)))
+        task.add_done_callback(lambda _: log.info("reloaded"))
+
+
+def serve(load: Callable[[], GatewaySettings], announce: Callable[[str, str], None]) -> None:
+    """Run a gateway in this process until a signal ends it. Raises ConfigError, OSError."""
+
+    async def run() -> None:
+        await Supervisor(load, announce).run()
+
+    asyncio.run(run())

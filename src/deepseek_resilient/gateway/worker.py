@@ -1,0 +1,69 @@
+"""A worker: one process with one event loop, one engine and the listening socket that it shares with the others.
+
+`python -m deepseek_resilient.gateway.worker CONTROL LISTENING`: the numbers of two inherited sockets. It gets its
+settings over the first, and ends, after its calls, once told to, or once its supervisor is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+
+from deepseek_resilient.gateway.app import Gateway
+from deepseek_resilient.gateway.control import Channel
+from deepseek_resilient.gateway.serving import Server, make_server
+from deepseek_resilient.gateway.status import Decisions, snapshot
+
+
+async def run(control: socket.socket, listening: socket.socket) -> None:
+    """Serve until told to end."""
+    channel = await Channel.over(control)
+    first = await channel.receive()
+    if first is None:
+        return
+    settings = first[1]
+    decisions = Decisions()
+    gateway = Gateway(settings, listeners=[decisions])
+    server = make_server(gateway, settings.limits, settings.drain)
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    listen = asyncio.create_task(_obey(channel, gateway, server, decisions))
+    await asyncio.wait((serving, listen), return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    await serving
+    listen.cancel()
+    channel.close()
+
+
+async def _obey(channel: Channel, gateway: Gateway, server: Server, decisions: Decisions) -> None:
+    await server.up.wait()
+    await channel.send("ready")
+    while (message := await channel.receive()) is not None:
+        word, value = message
+        if word == "drain":
+            return
+        if word == "settings":
+            gateway.reload(value)
+            await channel.send("reloaded")
+        elif word == "status":
+            await channel.send("status", snapshot(gateway, decisions))
+
+
+def main() -> None:
+    """The process."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor decides
+    control, listening = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
+    listening.setblocking(False)
+    runner = asyncio.run
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        runner = uvloop.run
+    runner(run(control, listening))
+
+
+if __name__ == "__main__":
+    main()
