@@ -38,14 +38,14 @@ class Server(uvicorn.Server):
         yield
 
 
-def make_server(app: Any, limits: Limits, drain: float) -> Server:
-    """A server for `app`."""
+def make_server(app: Any, limits: Limits, *, drain: float, lifespan: bool) -> Server:
+    """A server for `app`; `lifespan`: whether the application is to be told of its start and end."""
     config = uvicorn.Config(
         app,
         http=bounded(limits),
         ws="none",
         loop="auto",
-        lifespan="on",
+        lifespan="on" if lifespan else "off",
         access_log=False,
         log_config=None,
         server_header=False,

@@ -159,7 +159,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        pages = make_server(self._pages, Limits(), drain=1.0)
+        pages = make_server(self._pages, Limits(), drain=1.0, lifespan=False)
         admin = asyncio.create_task(pages.serve(sockets=[self._admin]))
         keeping = [asyncio.create_task(worker.keep()) for worker in self._workers]
         try:

@@ -27,7 +27,7 @@ async def run(control: socket.socket, listening: socket.socket) -> None:
     settings = first[1]
     decisions = Decisions()
     gateway = Gateway(settings, listeners=[decisions])
-    server = make_server(gateway, settings.limits, settings.drain)
+    server = make_server(gateway, settings.limits, drain=settings.drain, lifespan=True)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     listen = asyncio.create_task(_obey(channel, gateway, server, decisions))
     await asyncio.wait((serving, listen), return_when=asyncio.FIRST_COMPLETED)

@@ -1,0 +1,212 @@
+"""From its start to its end: signals, deaths, wrong files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from deepseek_resilient.gateway.tenants import make_key
+
+from .running import CHAT, COMMAND, GatewayProcess, eventually, tenant
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deepseek_resilient.lab import LabProcess
+
+
+def ask(process: GatewayProcess, key: str = "any", **fields: Any) -> httpx.Response:
+    """A call with a connection of its own."""
+    return httpx.post(
+        f"{process.url}/chat/completions",
+        json={**CHAT, **fields},
+        headers={"authorization": f"Bearer {key}"},
+        timeout=30,
+    )
+
+
+def alive(process_id: int) -> bool:
+    """Whether that process runs; a zombie does not."""
+    try:
+        with open(f"/proc/{process_id}/stat") as file:  # noqa: PTH123 -- it may vanish between two looks
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class Streaming(threading.Thread):
+    """A caller in the midst of a stream; `begun` is set at its first content."""
+
+    def __init__(self, process: GatewayProcess) -> None:
+        super().__init__()
+        self.begun = threading.Event()
+        self.text = ""
+        self.error: Exception | None = None
+        self._url = f"{process.url}/chat/completions"
+
+    def run(self) -> None:
+        try:
+            with httpx.stream("POST", self._url, json={**CHAT, "stream": True}, timeout=30) as answer:
+                for part in answer.iter_text():
+                    self.text += part
+                    if '"content":"' in part:
+                        self.begun.set()
+        except httpx.HTTPError as error:
+            self.error = error
+        finally:
+            self.begun.set()
+
+
+SLOW = "slow_drip;interval=0.01;size=40"
+
+
+def test_sigterm_drains(lab: LabProcess, folder: Path) -> None:
+    """A stream in flight ends whole, a new connection is refused, no process stays, the exit status is 0."""
+    lab.script(next=[SLOW])
+    with GatewayProcess(folder, lab.base_url) as process:
+        caller = Streaming(process)
+        caller.start()
+        caller.begun.wait(10)
+        workers = process.workers()
+        process.signal(signal.SIGTERM)
+        address = process.url.removesuffix("/v1").removeprefix("http://").split(":")
+        assert eventually(lambda: _refused(address))
+        caller.join(30)
+        assert caller.error is None
+        assert "data: [DONE]" in caller.text
+        assert 0 == process.running.wait(10)
+    assert not any(map(alive, workers))
+    assert "Traceback" not in process.log
+
+
+def _refused(address: list[str]) -> bool:
+    try:
+        socket.create_connection((address[0], int(address[1])), 1).close()
+    except OSError:
+        return True
+    return False
+
+
+def test_two_signals_end_it_at_once(lab: LabProcess, folder: Path) -> None:
+    """Whoever presses Ctrl-C twice does not wait for a stream that never ends."""
+    lab.script(next=["stall;after=3"])
+    with GatewayProcess(folder, lab.base_url) as process:
+        caller = Streaming(process)
+        caller.start()
+        caller.begun.wait(10)
+        process.signal(signal.SIGINT)
+        assert eventually(lambda: httpx.get(f"{process.pages}/readyz").status_code == 503)
+        process.signal(signal.SIGINT)
+        assert 0 == process.running.wait(5)
+        caller.join(5)
+    assert not caller.is_alive()
+
+
+def test_a_killed_worker_is_replaced(lab: LabProcess, folder: Path) -> None:
+    """Its calls are lost, the gateway is not: with one worker and with two."""
+    with GatewayProcess(folder, lab.base_url, gateway="workers = 2") as process:
+        first, second = process.workers()
+        os.kill(first, signal.SIGKILL)
+        assert 200 == ask(process).status_code
+        os.kill(second, signal.SIGKILL)
+        assert eventually(lambda: httpx.get(f"{process.pages}/readyz").status_code == 200 and not alive(second))
+        assert 200 == ask(process).status_code
+        assert not {first, second} & set(process.workers())
+
+
+def test_workers_end_with_their_supervisor(lab: LabProcess, folder: Path) -> None:
+    """However it dies."""
+    with GatewayProcess(folder, lab.base_url, gateway="workers = 2") as process:
+        workers = process.workers()
+        process.signal(signal.SIGKILL)
+        process.running.wait(5)
+        assert eventually(lambda: not any(map(alive, workers)))
+
+
+def test_sighup_takes_the_new_file(lab: LabProcess, folder: Path) -> None:
+    """A new tenant may call, one that is gone may not, and a stream in flight goes on; counts stay."""
+    (old, old_digest), (new, new_digest) = make_key(), make_key()
+    with GatewayProcess(folder, lab.base_url, tenant("old", old_digest) + tenant("stays", make_key()[1])) as process:
+        assert 200 == ask(process, old).status_code
+        assert 401 == ask(process, new).status_code
+        process.write(tenant("new", new_digest) + tenant("stays", make_key()[1]))
+        process.signal(signal.SIGHUP)
+        assert eventually(lambda: "reloaded" in process.log)
+        assert 401 == ask(process, old).status_code
+        assert 200 == ask(process, new).status_code
+        assert {"new", "stays"} == process.status()["tenants"].keys()
+
+
+def test_sighup_with_a_stream_in_flight_loses_nothing(lab: LabProcess, folder: Path) -> None:
+    """The policy changes, so there is a new engine; the old one ends what it began."""
+    lab.script(next=[SLOW])
+    with GatewayProcess(folder, lab.base_url) as process:
+        caller = Streaming(process)
+        caller.start()
+        caller.begun.wait(10)
+        process.write("[policy]\ndeadline = 7.0\n")
+        process.signal(signal.SIGHUP)
+        assert eventually(lambda: "reloaded" in process.log)
+        assert 200 == ask(process).status_code
+        caller.join(30)
+        assert "data: [DONE]" in caller.text
+
+
+def test_sighup_with_a_bad_file_changes_nothing(lab: LabProcess, folder: Path) -> None:
+    """It says file, line and field, and goes on."""
+    with GatewayProcess(folder, lab.base_url) as process:
+        process.write("[policy]\ndeadlin = 7.0\n")
+        process.signal(signal.SIGHUP)
+        assert eventually(lambda: "the settings stay as they are" in process.log)
+        assert "gateway.toml, line 8: policy.deadlin=7.0" in process.log
+        assert "deadline is meant, perhaps" in process.log
+        assert 200 == ask(process).status_code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--config", "/does/not/exist.toml"], "exist.toml"),
+        (["run", "--port", "1"], "unrecognized arguments"),
+        (["walk"], "invalid choice"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], told: str) -> None:
+    """One sentence, status 2, no traceback."""
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=30, check=False)  # noqa: S603
+    assert 2 == done.returncode
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken(gateway: GatewayProcess, folder: Path) -> None:
+    """It says so and ends."""
+    port = gateway.url.removesuffix("/v1").rpartition(":")[2]
+    path = folder / "second.toml"
+    path.write_text(f'[gateway]\nlisten = "127.0.0.1:{port}"\nadmin = "127.0.0.1:0"\n')
+    done = subprocess.run([*COMMAND, "--config", str(path)], capture_output=True, text=True, timeout=30, check=False)  # noqa: S603
+    assert 2 == done.returncode
+    assert "is another one running?" in done.stderr
+
+
+def test_check_and_key(folder: Path) -> None:
+    """A key that was made is one that the file takes."""
+    made = subprocess.run([*COMMAND, "key"], capture_output=True, text=True, timeout=30, check=True)  # noqa: S603
+    key, digest = (line.split()[-1] for line in made.stdout.splitlines())
+    path = folder / "good.toml"
+    path.write_text(tenant("search", digest))
+    environ = {**os.environ, "DEEPSEEK_API_KEY": "sk-x"}
+    done = subprocess.run(  # noqa: S603
+        [*COMMAND, "check", "--config", str(path)], capture_output=True, text=True, timeout=30, check=True, env=environ
+    )
+    assert "good: 127.0.0.1:8400 for search" in done.stdout
+    assert key not in done.stdout
+    assert json.dumps(digest) in path.read_text()
