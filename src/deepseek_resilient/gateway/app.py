@@ -268,8 +268,7 @@ class Gateway:
         await self._relay(receive, send).run(self.engine.call(request), self._senders(), stream=False, change=change)
 
     def _relay(self, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> Relay:
-        limits = self.settings.limits
-        return Relay(receive, send, clock=self.clock, keep_alive=limits.keep_alive, write_timeout=limits.write_timeout)
+        return Relay(receive, send, clock=self.clock, keep_alive=self.settings.limits.keep_alive)
 
     def _senders(self) -> AsyncSender:
         if self._sender is None:

@@ -1,7 +1,9 @@
-"""uvicorn's HTTP/1.1 on llhttp, bounded: how long a head may take and be, how many connections there may be.
+"""uvicorn's HTTP/1.1 on llhttp, bounded: how long a head may take and be, how long a caller may not read, how many
+connections there may be.
 
 What llhttp refuses (two lengths, obs-fold, bad line ends, a bad chunk) ends the connection with 400, a head over the
-limits with 431, and a connection that does not end its head in time is closed, also one that never begins.
+limits with 431, and a connection that does not end its head in time is closed, also one that never begins. One
+whose buffer stays full for `write_timeout` seconds is cut off: its call ends as that of any caller who hangs up.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
         _in_head = True
         _status = 400
         _timer: asyncio.TimerHandle | None = None
+        _writing: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -45,7 +48,19 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop()
+            if self._writing is not None:
+                self._writing.cancel()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if limits.write_timeout is not None:
+                self._writing = self.loop.call_later(limits.write_timeout, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._writing is not None:
+                self._writing.cancel()
 
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():

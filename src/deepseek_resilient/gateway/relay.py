@@ -3,7 +3,6 @@
 - A caller that hangs up cancels the call, and with it the upstream's work.
 - A stream whose first content takes longer than `keep_alive` gets status 200 and comments meanwhile, as DeepSeek itself
   does it; what goes wrong after that is told by an error event.
-- A caller that does not take what is sent to it for `write_timeout` seconds is let go.
 - A stream that breaks off ends with an error event and without `[DONE]`: no client takes it for whole.
 """
 
@@ -58,19 +57,16 @@ class Relay:
         *,
         clock: Callable[[], float],
         keep_alive: float | None,
-        write_timeout: float | None,
     ) -> None:
         self._receive = receive
         self._send = send
         self._clock = clock
         self._keep_alive = keep_alive
-        self._write_timeout = write_timeout
         self._task: asyncio.Task[Any] | None = None
         self._comments: asyncio.Task[None] | None = None
-        self._writing_since: float | None = None
         self._begun = False
         self.gone = False
-        """The caller hung up, or took too long to read."""
+        """The caller hung up."""
 
     async def run(
         self,
@@ -128,13 +124,8 @@ class Relay:
 
     async def _watch(self) -> None:
         """Cancel the call once its caller is gone."""
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self._leave()
-                return
-
-    def _leave(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
         self.gone = True
         if self._task is not None:
             self._task.cancel()
@@ -149,13 +140,9 @@ class Relay:
     async def _stream(self, response: Response, call: AioCall) -> None:
         if not self._begun:
             await self._start(response.status, response.headers)
-        if self._write_timeout is not None:
-            self._look_after_writing(self._write_timeout)
         try:
             async for chunk in call.chunks():
-                self._writing_since = self._clock()
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-                self._writing_since = None
         except FailedError as failed:
             await self._send({"type": "http.response.body", "body": b"data: %b\n\n" % failed.body, "more_body": True})
         await self._send({"type": "http.response.body", "body": b""})
@@ -180,15 +167,6 @@ class Relay:
         if comments is not None:
             comments.cancel()
             await asyncio.wait((comments,))
-
-    def _look_after_writing(self, limit: float) -> None:
-        since = self._writing_since
-        if self._task is None:
-            return
-        if since is not None and self._clock() - since >= limit:
-            self._leave()
-        else:
-            asyncio.get_running_loop().call_later(limit / 4, self._look_after_writing, limit)
 
 
 def _passed_back(headers: RawHeaders) -> RawHeaders:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from deepseek_resilient.gateway.settings import Limits, Listen
 
 _BACKLOG = 2048
+_SAID_OFTEN = ("Invalid HTTP request received.", "ASGI callable returned without completing response.")
+"""What uvicorn logs of callers that do wrong or hang up: as often as they please."""
+
+logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg not in _SAID_OFTEN)
 
 
 class Server(uvicorn.Server):

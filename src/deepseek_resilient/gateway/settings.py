@@ -97,7 +97,8 @@ class Limits:
         max_header_bytes: all header lines together, >= 1,000. max_headers: how many, >= 10.
         header_timeout: seconds from a connection's first byte of a request to the end of its headers, > 0.
         body_timeout: seconds from there to the end of its body, > 0.
-        write_timeout: a caller that takes nothing of a stream for that long is let go, seconds, > 0. None = never.
+        write_timeout: a caller that takes so little that its buffer (64 kB) stays full that long is let go, seconds,
+            > 0. None = never.
         idle_timeout: a connection without a request is kept that long, seconds, > 0.
         keep_alive: a stream without content gets a comment that often, seconds, > 0. None = none.
         max_connections: open at once, per worker, >= 10.

@@ -1,0 +1,158 @@
+"""One call between a caller and the engine, over real HTTP: hang-ups, waits, breaks, slow readers."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+import openai
+import pytest
+
+from .running import CHAT, MESSAGES, GatewayProcess, eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deepseek_resilient.lab import LabProcess
+
+QUICK = "[gateway.limits]\nkeep_alive = 0.05\nwrite_timeout = 0.5\n[policy.retry]\nattempts = 1\n"
+
+
+@pytest.fixture
+def quick(lab: LabProcess, folder: Path) -> Any:
+    """A gateway that soon speaks, and soon loses patience."""
+    with GatewayProcess(folder, lab.base_url, QUICK) as process:
+        yield process
+
+
+def connect(process: GatewayProcess) -> socket.socket:
+    """A plain connection."""
+    address = urlsplit(process.url)
+    return socket.create_connection((address.hostname or "", address.port or 0), 10)
+
+
+def raw(**fields: Any) -> bytes:
+    """A call as bytes."""
+    body = json.dumps({**CHAT, **fields}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    return head + b"content-length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def pour(into: socket.socket, event: bytes) -> None:
+    """Send it until the other end has had enough, 10 s at most."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        into.sendall(event)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_caller_that_hangs_up_cancels_upstream(gateway: GatewayProcess, lab: LabProcess, stream: bool) -> None:
+    """Before any answer: the server sees the connection go, and the engine has no call left."""
+    lab.script(next=["hang"])
+    hung_up = gateway.status()["tenants"][""]["hung_up"]
+    with connect(gateway) as caller:
+        caller.sendall(raw(stream=stream))
+        assert eventually(lambda: lab.statistics()["in_flight"] == 1)
+    assert eventually(lambda: lab.statistics()["in_flight"] == 0)
+    assert eventually(lambda: gateway.status()["in_flight"] == 0)
+    assert hung_up + 1 == gateway.status()["tenants"][""]["hung_up"]
+
+
+def test_a_caller_that_hangs_up_in_mid_stream_cancels_upstream(gateway: GatewayProcess, lab: LabProcess) -> None:
+    """As soon as it is noticed."""
+    lab.script(next=["slow_drip;interval=0.01;size=20"])
+    with connect(gateway) as caller:
+        caller.sendall(raw(stream=True))
+        received = b""
+        while b'"content":"' not in received:
+            received += caller.recv(4096)
+    assert eventually(lambda: lab.statistics()["in_flight"] == 0)
+    assert eventually(lambda: gateway.status()["in_flight"] == 0)
+
+
+def test_a_stream_that_waits_gets_comments(quick: GatewayProcess, lab: LabProcess) -> None:
+    """Before the first content; then the answer comes whole, and the SDK never sees them."""
+    lab.script(next=["slow_first_token;delay=0.5", "slow_first_token;delay=0.5"])
+    answer = httpx.post(f"{quick.url}/chat/completions", json={**CHAT, "stream": True}, timeout=20)
+    assert answer.text.startswith(": keep-alive\n\n: keep-alive\n\n")
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert "text/event-stream" == answer.headers["content-type"]
+    with (
+        openai.OpenAI(base_url=quick.url, api_key="any") as client,
+        client.chat.completions.create(model="deepseek-flash", messages=MESSAGES, stream=True) as stream,
+    ):
+        said = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+    assert "Simulated answer to: hi" == said
+
+
+def test_what_fails_after_comments_is_told_in_the_stream(quick: GatewayProcess, lab: LabProcess) -> None:
+    """The status has gone out; the SDK raises for the error event."""
+    lab.script(next=["outage_503;delay=0.5"])
+    with openai.OpenAI(base_url=quick.url, api_key="any", max_retries=0) as client:
+        stream = client.chat.completions.create(model="deepseek-flash", messages=MESSAGES, stream=True)
+        with stream, pytest.raises(openai.APIError, match=r"busy|overloaded"):
+            list(stream)
+
+
+def test_what_fails_at_once_has_its_status(quick: GatewayProcess, lab: LabProcess) -> None:
+    """Streamed or not."""
+    lab.script(next=["outage_503", "outage_503"])
+    with openai.OpenAI(base_url=quick.url, api_key="any", max_retries=0) as client:
+        for stream in (False, True):
+            with pytest.raises(openai.InternalServerError) as caught:
+                client.chat.completions.create(model="deepseek-flash", messages=MESSAGES, stream=stream)
+            assert 503 == caught.value.status_code
+
+
+@pytest.mark.parametrize("how", ["clean", "abort", "reset"])
+def test_a_stream_that_is_cut_is_no_whole_one(quick: GatewayProcess, lab: LabProcess, how: str) -> None:
+    """What came is passed on; then an error event, and no [DONE]."""
+    lab.script(next=[f"cut;after=3;how={how}"])
+    answer = httpx.post(f"{quick.url}/chat/completions", json={**CHAT, "stream": True}, timeout=20)
+    assert 200 == answer.status_code
+    assert "data: [DONE]" not in answer.text
+    last = json.loads(answer.text.strip().rpartition("data: ")[2])
+    assert "the stream was cut" in last["error"]["message"]
+    assert "upstream_error" == last["error"]["type"]
+
+
+def test_a_deadline_is_504(quick: GatewayProcess, lab: LabProcess) -> None:
+    """Of the caller's header, and in OpenAI's format."""
+    lab.script(next=["hang"])
+    answer = httpx.post(f"{quick.url}/chat/completions", json=CHAT, timeout=20, headers={"x-resilient-deadline": "0.2"})
+    assert 504 == answer.status_code
+    assert "timeout" == answer.json()["error"]["type"]
+    assert "the deadline of the call" in answer.json()["error"]["message"]
+
+
+def test_an_upstream_that_is_not_there_is_502(folder: Path) -> None:
+    """Or 503 once the circuit is open; never a traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with GatewayProcess(folder, f"http://127.0.0.1:{port}", "[policy.retry]\nattempts = 1\n") as process:
+        answer = httpx.post(f"{process.url}/chat/completions", json=CHAT, timeout=20)
+        assert 502 == answer.status_code
+        assert "ClientConnectorError" in answer.json()["error"]["message"]
+        assert "Traceback" not in process.log
+
+
+def test_a_caller_that_does_not_read_is_let_go(folder: Path) -> None:
+    """Its connection ends, the upstream's too; memory holds no more than the buffers of one stream."""
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}\n\n' % (b"x" * 60_000)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with GatewayProcess(folder, url, QUICK) as process, connect(process) as caller:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            caller.sendall(raw(stream=True))
+            upstream, _ = server.accept()
+            with upstream:
+                upstream.settimeout(10)
+                upstream.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+                with pytest.raises((BrokenPipeError, ConnectionResetError)):
+                    pour(upstream, event)
+            assert eventually(lambda: process.status()["in_flight"] == 0)
+            assert 1 == process.status()["tenants"][""]["hung_up"]
