@@ -1,26 +1,28 @@
 """What the gateway sends to an upstream: a request of its own, with the upstream's key and few of the caller's headers.
 
 An allowlist: what is not needed for an answer (cookies, credentials, addresses of callers) does not leave the company.
+Everything but the body is bytes from the beginning: no HTTP library takes it apart and puts it together again.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
-
-from yarl import URL
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote, urlsplit
 
 from deepseek_resilient import wire
 from deepseek_resilient.core.messages import RawHeaders, Request
 from deepseek_resilient.headers import VARY, account_of, variant_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from deepseek_resilient.config import Upstream
 
+_ENCODING = b"accept-encoding"
 PASSED_ON = frozenset(
     (
-        b"accept", b"content-type", b"content-encoding", b"accept-encoding", b"user-agent", b"anthropic-version",
+        b"accept", b"content-type", b"content-encoding", _ENCODING, b"user-agent", b"anthropic-version",
         b"anthropic-beta", b"openai-beta", b"x-request-id", b"idempotency-key", b"traceparent", b"tracestate",
     )
 )  # fmt: skip
@@ -30,17 +32,40 @@ NOT_PASSED_BACK = frozenset(
         b"content-length", b"set-cookie", b"date", b"server", b"alt-svc", b"strict-transport-security",
     )
 )  # fmt: skip
-_ENCODINGS = (b"accept-encoding", b"gzip, deflate")
+_READABLE = b"gzip, deflate"
+
+
+class Place(NamedTuple):
+    """Where connections go to."""
+
+    host: str
+    port: int
+    secure: bool
 
 
 class Outgoing:
-    """The native request of `Sender`."""
+    """The native request of `Sender`: request line and host, headers passed on, credentials, each as lines."""
 
-    __slots__ = ("headers", "url")
+    __slots__ = ("base_url", "credentials", "encoding", "line", "passed", "place", "query")
 
-    def __init__(self, url: URL, headers: list[tuple[str, str]]) -> None:
-        self.url = url
-        self.headers = headers
+    def __init__(
+        self, base_url: str, place: Place, line: bytes, passed: bytes, encoding: bytes, credentials: bytes, query: bytes
+    ) -> None:
+        self.base_url = base_url
+        self.place = place
+        self.line = line
+        self.passed = passed
+        self.encoding = encoding
+        self.credentials = credentials
+        self.query = query
+
+    def bytes_of(self, request: Request, said: Iterable[tuple[str, str]]) -> bytes:
+        """The request as it goes out, with what this attempt says to the layer below."""
+        told = "".join([f"{name}: {value}\r\n" for name, value in said]).encode("ascii")
+        encoding = b"" if request.plain or not self.encoding else b"%b: %b\r\n" % (_ENCODING, self.encoding)
+        body = request.body
+        length = b"content-length: %d\r\n" % len(body) if body or request.method == "POST" else b""
+        return b"%b%b%b%b%b%b\r\n%b" % (self.line, self.passed, encoding, self.credentials, told, length, body)
 
 
 def request_to(
@@ -48,51 +73,56 @@ def request_to(
 ) -> Request:
     """The core's request for a call that came at `path`, to go to the server at `base_url` with `key`."""
     found = {name: value for name, value in headers if name in PASSED_ON}
-    encodings = found.get(b"accept-encoding", b"")
-    if b"br" in encodings or b"zstd" in encodings:
-        found[b"accept-encoding"] = encodings = _ENCODINGS[1]
-    url, origin, way = _address(base_url, path, query)
-    said = [(name.decode("ascii"), value.decode("latin-1")) for name, value in found.items()]
-    said.append(_credentials(key, path))
+    encoding = found.pop(_ENCODING, b"")
+    if b"br" in encoding or b"zstd" in encoding:
+        encoding = _READABLE
+    place, origin, way, line = _address(base_url, method, path, query)
+    passed = b"".join([b"%b: %b\r\n" % pair for pair in found.items()])
+    credentials = _credentials(key, path)
     return Request(
         method=method,
         origin=origin,
         path=way,
         body=body,
-        account=account_of(said[-1][1].encode("latin-1")),
-        native=Outgoing(url, said),
+        account=account_of(credentials),
+        native=Outgoing(base_url, place, line, passed, encoding, credentials, query),
         adapt=_adapt,
         encoded=found.get(b"content-encoding", b"").strip().lower() not in (b"", b"identity"),
-        variant=variant_of(query, {name: found[name] for name in VARY if name in found}, encodings),
+        variant=variant_of(query, {name: found[name] for name in VARY if name in found}, encoding),
     )
 
 
-def _credentials(key: str | None, path: str) -> tuple[str, str]:
-    if path.endswith("/messages"):
-        return "x-api-key", key or ""
-    return "authorization", f"Bearer {key or ''}"
+@lru_cache(maxsize=1024)
+def _credentials(key: str | None, path: str) -> bytes:
+    name = "x-api-key: " if path.endswith("/messages") else "authorization: Bearer "
+    return f"{name}{key or 'none'}\r\n".encode("ascii")
 
 
 @lru_cache(maxsize=1024)
-def _address(base_url: str, path: str, query: bytes) -> tuple[URL, str, str]:
-    text = wire.address_of(base_url, path)
-    parts = urlsplit(text)
-    url = URL(text + (f"?{query.decode('latin-1')}" if query else ""), encoded=True)
-    return url, f"{parts.scheme}://{parts.netloc}", parts.path
+def _address(base_url: str, method: str, path: str, query: bytes) -> tuple[Place, str, str, bytes]:
+    if wire.dialect_of(method, path).is_inference:
+        parts = urlsplit(wire.address_of(base_url, path))
+    else:
+        parts = urlsplit(base_url.rstrip("/") + "/models" + quote(path.rpartition("/models")[2]))
+    secure = parts.scheme == "https"
+    place = Place(parts.hostname or "", parts.port or (443 if secure else 80), secure)
+    asked = "?" + quote(query.decode("latin-1"), safe="/?:@!$&'()*+,;=-._~%") if query else ""
+    line = f"{method} {parts.path}{asked} HTTP/1.1\r\nhost: {parts.netloc}\r\n".encode("ascii")
+    return place, f"{parts.scheme}://{parts.netloc}", parts.path, line
 
 
 def _adapt(request: Request, body: bytes, upstream: Upstream | None, path: str) -> Request:
     """The same call with another body, at another path, or at the address of `upstream` and with its key."""
     native: Outgoing = request.native  # type: ignore[assignment]
-    url, origin, account, headers = native.url, request.origin, request.account, native.headers
+    base_url, credentials, account = native.base_url, native.credentials, request.account
     if upstream is not None:
-        url, origin, path = _address(upstream.base_url, path, native.url.raw_query_string.encode("latin-1"))
+        base_url = upstream.base_url
         if upstream.api_key is not None:
-            headers = [*headers[:-1], _credentials(upstream.api_key, path)]
-            account = account_of(headers[-1][1].encode("latin-1"))
-    elif path != request.path:
-        url = url.with_path(path, encoded=True, keep_query=True)
+            credentials = _credentials(upstream.api_key, path)
+            account = account_of(credentials)
+    place, origin, way, line = _address(base_url, request.method, path, native.query)
     return Request(
-        method=request.method, origin=origin, path=path, body=body, account=account, native=Outgoing(url, headers),
+        method=request.method, origin=origin, path=way, body=body, account=account,
+        native=Outgoing(base_url, place, line, native.passed, native.encoding, credentials, native.query),
         adapt=_adapt, encoded=request.encoded, variant=request.variant,
     )  # fmt: skip

@@ -1,129 +1,130 @@
-"""Sends for the gateway: aiohttp's client without an HTTP library's requests and responses around it.
+"""Sends for the gateway: a pool of connections for each upstream, and nothing of an HTTP library around them.
 
-`benchmarks/gateway.py` has what that saves against the transport of the SDK's clients.
+`benchmarks/gateway.py` has what that saves against aiohttp. HTTP/1.1 over TCP or TLS, no proxy.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
-from typing import TYPE_CHECKING, Any, Final
-
-import aiohttp
+import ssl
+from collections import deque
+from typing import TYPE_CHECKING
 
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply
+from deepseek_resilient.gateway.connection import Connection
 from deepseek_resilient.headers import foreign, of_attempt
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable
 
     from deepseek_resilient.core.effects import Read, Send
-    from deepseek_resilient.gateway.outgoing import Outgoing
+    from deepseek_resilient.gateway.outgoing import Outgoing, Place
 
-_LARGE: Final = 1 << 20
-_HEAD_LIMIT: Final = 100 << 10
-_NEVER_SENT: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+_RESTED = 1.0
+"""Seconds after which the loop is given a turn to see that an idle connection is closed, before it is used."""
 
 
 class Sender:
-    """Sends through connections of the running event loop; one for all calls of a worker.
+    """One for all calls of a worker; belongs to its event loop. Connections are as many as the engine has calls.
 
     Args:
         clock: the engine's.
-        max_connections: at most this many at once; more wait.
         keepalive: seconds that an idle connection is kept.
         context: for https; None for the system's certificates.
     """
 
     def __init__(
-        self,
-        clock: Callable[[], float],
-        *,
-        max_connections: int = 1000,
-        keepalive: float = 15.0,
-        context: ssl.SSLContext | None = None,
+        self, clock: Callable[[], float], *, keepalive: float = 15.0, context: ssl.SSLContext | None = None
     ) -> None:
         self._clock = clock
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=max_connections, keepalive_timeout=keepalive, ssl=True if context is None else context
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(),
-            auto_decompress=False,
-            skip_auto_headers=("accept", "accept-encoding", "content-type", "user-agent"),
-            max_line_size=_HEAD_LIMIT,
-            max_field_size=_HEAD_LIMIT,
-            max_headers=1000,
-        )
-        self._limits: dict[float | None, aiohttp.ClientTimeout] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._keepalive = keepalive
+        self._context = context
+        self._idle: dict[Place, deque[Connection]] = {}
+        self._open: dict[Connection, Place] = {}
 
     async def send(self, effect: Send) -> Reply | Failure:
         """The head of the reply, or how sending failed."""
-        request = effect.request
-        native: Outgoing = request.native  # type: ignore[assignment]
-        body = request.body
-        limit = self._limits.get(effect.connect)
-        if limit is None:
-            limit = self._limits[effect.connect] = aiohttp.ClientTimeout(sock_connect=effect.connect)
-        headers = [*native.headers, *of_attempt(effect, self._clock)]
-        if request.plain:
-            headers = [pair for pair in headers if pair[0] != "accept-encoding"]
+        native: Outgoing = effect.request.native  # type: ignore[assignment]
+        connection = await self._take(native.place)
+        if connection is None:
+            try:
+                connection = await self._connect(native.place, effect.connect)
+            except TimeoutError:
+                return Failure(FailureKind.CONNECT, f"no connection to {native.place.host} in {effect.connect:g} s")
+            except OSError as error:  # ssl.SSLError is one
+                return Failure(FailureKind.CONNECT, f"no connection to {native.place.host}: {error}", error)
         try:
-            response = await self._session.request(
-                request.method,
-                native.url,
-                headers=headers,
-                data=(io.BytesIO(body) if len(body) > _LARGE else body) or None,
-                allow_redirects=False,
-                timeout=limit,
-            )
-        except Exception as error:
-            return _failure(error)
-        return Reply(response.status, foreign(response.raw_headers), response)
+            connection.send(native.bytes_of(effect.request, of_attempt(effect, self._clock)))
+            failure = await connection.head()
+        except BaseException:
+            connection.close()
+            raise
+        if failure is not None:
+            connection.close()
+            return failure
+        return Reply(connection.status, foreign(connection.headers), connection)
 
     async def read(self, effect: Read) -> bytes | Failure:
         """The next bytes of the body."""
-        response: aiohttp.ClientResponse = effect.reply.native  # type: ignore[assignment]
-        content = response.content
-        try:
-            chunk = await content.readany()
-        except Exception as error:
-            # aiohttp tells the error before what came ahead of it: a reader that is busy would lose the end
-            left: Any = getattr(content, "_read_nowait", lambda _: b"")(-1)
-            return bytes(left) or _failure(error)
-        if not chunk:
-            response.release()
-        return chunk
+        connection: Connection = effect.reply.native  # type: ignore[assignment]
+        data = await connection.chunk()
+        if not data or data.__class__ is Failure:
+            self._give_back(connection)
+        return data
 
     async def close(self, reply: Reply) -> None:
         """Give up the rest of a reply."""
-        response: aiohttp.ClientResponse = reply.native  # type: ignore[assignment]
-        if response.content.at_eof():
-            response.release()
-        else:
-            response.close()
+        self.abandon(reply)
 
     def abandon(self, reply: Reply) -> None:
-        """Close it soon. Called on its loop."""
-        task = asyncio.get_running_loop().create_task(self.close(reply))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        """The same, at once."""
+        connection: Connection = reply.native  # type: ignore[assignment]
+        self._give_back(connection)
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._session.close()
+        for connection in list(self._open):
+            connection.close()
+        self._idle.clear()
 
+    async def _take(self, place: Place) -> Connection | None:
+        idle = self._idle.get(place)
+        while idle:
+            connection = idle.pop()
+            rested = self._clock() - connection.idle_since
+            if rested > _RESTED:
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            if rested < self._keepalive and connection.reusable:
+                return connection
+            connection.close()
+        return None
 
-def _failure(error: Exception) -> Failure:
-    if isinstance(error, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, ValueError)):
-        return Failure(FailureKind.UNUSABLE, f"{type(error).__name__}: the request cannot be sent")
-    if isinstance(error, _NEVER_SENT):
-        return Failure(FailureKind.CONNECT, f"{type(error).__name__}: {error}", error)
-    if isinstance(error, asyncio.TimeoutError):
-        return Failure(FailureKind.TIMEOUT, f"{type(error).__name__}: {error}", error)
-    if isinstance(error, (aiohttp.ClientError, OSError)):
-        return Failure(FailureKind.BROKEN, f"{type(error).__name__}: {error}", error)
-    raise error
+    async def _connect(self, place: Place, limit: float | None) -> Connection:
+        context = None
+        if place.secure:
+            context = self._context = self._context or ssl.create_default_context()
+        async with asyncio.timeout(limit):
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: Connection(self._forget), place.host, place.port, ssl=context
+            )
+        self._open[connection] = place
+        return connection
+
+    def _give_back(self, connection: Connection) -> None:
+        place = self._open.get(connection)
+        if place is None:
+            return
+        if not connection.reusable:
+            connection.close()
+            return
+        idle = self._idle.setdefault(place, deque())
+        if connection not in idle:
+            connection.idle_since = self._clock()
+            idle.append(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        place = self._open.pop(connection, None)
+        idle = None if place is None else self._idle.get(place)
+        if idle and connection in idle:
+            idle.remove(connection)
