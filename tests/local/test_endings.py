@@ -194,8 +194,10 @@ class Replaced:
 
 
 @pytest.mark.parametrize(
-    ("content", "why"), [(b"no model", "corrupt"), (None, "no_model"), ("other.gguf", "")], ids=["junk", "gone", "other"]
-)  # fmt: skip
+    ("content", "why"),
+    [(b"no model", "corrupt"), (None, "no_model"), ("other.gguf", "")],
+    ids=["junk", "gone", "other"],
+)
 def test_a_file_that_is_replaced_between_plan_and_start(models, tmp_path, llamacpp, heard, content, why):
     """Another model is loaded as any; what is none is told, and not tried again before somebody mends it."""
     path = tmp_path / "model.gguf"

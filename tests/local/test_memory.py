@@ -1,9 +1,11 @@
 """memory.py and logs.py: what a model needs, reading ahead, and old logs."""
 
 import os
+import sys
 
 from deepseek_resilient.local import logs, memory
 from deepseek_resilient.local.memory import BLOCK, gigabytes, needed, read_ahead
+from deepseek_resilient.local.process import ChildProcess
 
 
 def test_what_a_model_needs():
@@ -53,3 +55,30 @@ def test_the_last_ten_logs_are_kept(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert "/home/somebody/.local/state/deepseek-resilient" == str(logs.default_folder())
+
+
+def test_the_logs_of_running_servers_stay(tmp_path):
+    """Those of our own children and those of other processes, however old; of the dead they go."""
+    alive, dead, other = (tmp_path / f"local-server-{pid}-1.log" for pid in (os.getpid(), 2**22, os.getppid()))
+    ended = tmp_path / f"local-server-{os.getpid()}-2.log"
+    child = ChildProcess([sys.executable, "-c", "import time; time.sleep(100)"], env={}, log=alive).start()
+    try:
+        assert child.wait_started(10)
+        for log in (alive, dead, other, ended):
+            log.touch()
+            os.utime(log, (1, 1))
+        for _ in range(logs.KEEP + 3):
+            logs.new_log(tmp_path).touch()
+        assert (True, False, True, False) == tuple(log.exists() for log in (alive, dead, other, ended))
+    finally:
+        child.stop()
+
+
+def test_a_log_is_not_written_into_somebody_elses_file(tmp_path):
+    """A link in its place is not followed, which is told."""
+    victim, log = tmp_path / "victim", tmp_path / "child.log"
+    victim.write_text("as it was")
+    log.symlink_to(victim)
+    child = ChildProcess([sys.executable, "-c", "print('a' * 100_000)"], env={}, log=log, log_bytes=2048).start()
+    assert child.wait(10)
+    assert ("as it was", True) == (victim.read_text(), str(log) in child.log_trouble)

@@ -609,7 +609,7 @@ def test_no_name_of_a_gguf_file_leaves_the_folder(name: str, tmp_path: Path) -> 
 def test_a_repository_of_gguf_files_says_how_to_name_one(shop: Shop, tmp_path: Path) -> None:
     """With one that is there."""
     repository(shop, "org/name", {"b.gguf": CONTENT, "a.gguf": CONTENT, "config.json": b"{}"})
-    with make_client() as client, pytest.raises(PullError, match="name a GGUF file of it, as org/name:a.gguf"):
+    with make_client() as client, pytest.raises(PullError, match=r"name a GGUF file of it, as org/name:a\.gguf"):
         remotes("org/name", tmp_path, shop.url, client, {})
 
 

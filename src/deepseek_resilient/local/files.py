@@ -2,11 +2,11 @@
 
 A text is, in this order: a name of the catalog; a path (it exists, or looks like one: `./x`, `/x`, `~/x`, `x.gguf`)
 to a GGUF file or to a folder of safetensors; a repository on the hub (`organisation/name`), or a GGUF file of one
-(`organisation/name:file.gguf`; the first part stands for all of a file that was split). Nothing is fetched here: what is
-not on the disk has `path=None`.
+(`organisation/name:file.gguf`; the first part stands for all of a file that was split). Nothing is fetched here: what
+is not on the disk has `path=None`.
 
-Fetched files lie in `$DEEPSEEK_RESILIENT_MODELS`, or `~/.cache/deepseek-resilient/models`: a GGUF file of the catalog by
-its own name, all others in a folder `organisation--name`. A file that is still being fetched ends in `.part`.
+Fetched files lie in `$DEEPSEEK_RESILIENT_MODELS`, or `~/.cache/deepseek-resilient/models`: a GGUF file of the catalog
+by its own name, all others in a folder `organisation--name`. A file that is still being fetched ends in `.part`.
 """
 
 from __future__ import annotations
