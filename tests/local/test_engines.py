@@ -195,13 +195,16 @@ def test_8_bits_on_a_cpu_are_near_16(shape, bias):
     """Of any shape; also where one activation is much larger than the others, as in real models."""
     torch = importlib.import_module("torch")
     torch.manual_seed(1)
-    whole = torch.nn.Sequential(torch.nn.Linear(*shape, bias=bias))
+    norm = torch.nn.LayerNorm(shape[1]).bfloat16()
+    mapped = norm.weight.data_ptr()
+    whole = torch.nn.Sequential(torch.nn.Linear(*shape, bias=bias), norm)
     given = torch.randn(2, 5, shape[0])
     with torch.inference_mode():
         whole[0].weight[:, 3] = 0.0
         given[..., 3] = 1000.0
-        expected = whole(given)
-        eight = transformers_child.quantised(torch, whole)
-        assert (torch.int8, shape[1]) == (eight[0].weight.dtype, eight(given).shape[-1])
-        assert 0.02 > (eight(given) - expected).abs().max()
-        assert 0.02 > (eight(given[:, :1]) - expected[:, :1]).abs().max()
+        expected = whole[0](given)
+        layer, norm = transformers_child.quantised(torch, whole)
+        assert (torch.int8, shape[1]) == (layer.weight.dtype, layer(given).shape[-1])
+        assert 0.02 > (layer(given) - expected).abs().max()
+        assert 0.02 > (layer(given[:, :1]) - expected[:, :1]).abs().max()
+    assert mapped != norm.weight.data_ptr()  # nothing keeps the file's memory

@@ -11,6 +11,8 @@ bfloat16: torch's dynamic quantisation has 8 bits for activations too, whose out
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import hmac
 import importlib
 import json
@@ -104,6 +106,10 @@ def quantised(torch: Any, model: Any) -> Any:
         for name, inner in list(module.named_children()):
             if type(inner) is torch.nn.Linear:
                 setattr(module, name, layer(inner))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()  # one that lies in the mapped file keeps all of it in memory
+    with contextlib.suppress(AttributeError, OSError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
     return model
 
 
