@@ -42,6 +42,6 @@ def test_the_states_are_those_of_the_table() -> None:
     """Each with the ones that may follow; `closed` follows all, which the page says below."""
     told = {code(row[0]): row[-1] for row in rows(PAGE, "## States") if code(row[0])}
     names = {state.value for state in State}
-    assert {
-        state.value: {after.value for after in follow} - {"closed"} for state, follow in TRANSITIONS.items()
-    } == {name: names & set(re.findall(r"`(\w+)`", text)) for name, text in told.items()}
+    assert {state.value: {after.value for after in follow} - {"closed"} for state, follow in TRANSITIONS.items()} == {
+        name: names & set(re.findall(r"`(\w+)`", text)) for name, text in told.items()
+    }

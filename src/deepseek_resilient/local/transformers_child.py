@@ -114,7 +114,7 @@ def quantised(torch: Any, model: Any) -> Any:
 
 
 def _eight_bit_layer(torch: Any) -> Any:
-    multiply = getattr(torch, "_weight_int8pack_mm", None)
+    multiply: Any = getattr(torch, "_weight_int8pack_mm", None)
 
     class EightBitLinear(torch.nn.Module):  # type: ignore[misc]
         def __init__(self, whole: Any) -> None:
