@@ -110,6 +110,15 @@ def test_pull_to_a_folder_and_from_the_endpoint_of_the_environment(
     assert (0, f"{tmp_path / 'other' / FILE}\n") == (status, out)
 
 
+def test_pull_fetches_a_gguf_file_by_its_hub_name(shop: Shop, env: dict[str, str], tmp_path: Path) -> None:
+    """Of a repository that is in no catalog; its path on standard output. One that is not there is named."""
+    shop.things["/org/name/resolve/main/m.gguf"] = Thing(b"GGUF and more")
+    status, out, _ = inside("local", "pull", "org/name:m.gguf", "--url", shop.url, env=env)
+    assert (0, f"{tmp_path / 'models' / 'org--name' / 'm.gguf'}\n") == (status, out)
+    status, _, err = inside("local", "pull", "org/name:x.gguf", "--url", shop.url, env=env)
+    assert (2, True) == (status, "resolve/main/x.gguf does not exist (404)" in err)
+
+
 def test_pull_shows_a_bar_on_a_terminal(shop: Shop, env: dict[str, str]) -> None:
     """One line that is written over, no wider than the terminal."""
     ours, theirs = pty.openpty()

@@ -6,6 +6,7 @@ import re
 
 from deepseek_resilient.local.catalog import CATALOG, choose, least
 from deepseek_resilient.local.hardware import Gpu, Hardware
+from deepseek_resilient.local.states import TRANSITIONS, State
 
 from .pages import code, read, rows
 
@@ -35,3 +36,12 @@ def test_the_choices_are_those_of_the_rule() -> None:
             card = Gpu("nvidia", 0, "X", gib * GIB, int(gib * GIB * 0.985), "GPU-0")
             here = Hardware((card,), 0, 0, 8)
             assert (code(name), code(int8)) == (choose(here).model.name, choose(here, int8=True).model.name)
+
+
+def test_the_states_are_those_of_the_table() -> None:
+    """Each with the ones that may follow; `closed` follows all, which the page says below."""
+    told = {code(row[0]): row[-1] for row in rows(PAGE, "## States") if code(row[0])}
+    names = {state.value for state in State}
+    assert {state.value: {after.value for after in follow} - {"closed"} for state, follow in TRANSITIONS.items()} == {
+        name: names & set(re.findall(r"`(\w+)`", text)) for name, text in told.items()
+    }

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import pytest
@@ -131,6 +131,33 @@ def test_a_question_can_be_broken_off():
     assert 1 == len(failed)
     with pytest.raises(NotThereError):
         probe.models(60)
+
+
+def test_a_server_that_says_a_byte_now_and_then_is_not_waited_for():
+    """Its time is that of the whole question, not of each byte."""
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as slow:
+
+        def drip():
+            connection, _ = slow.accept()
+            with connection, suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                while not over.wait(0.02):
+                    connection.sendall(b" ")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        asking = threading.Thread(target=_refused, args=(f"http://127.0.0.1:{slow.getsockname()[1]}/v1",), daemon=True)
+        asking.start()
+        asking.join(10)
+        over.set()
+        dripping.join(10)
+    assert not asking.is_alive()
+
+
+def _refused(url):
+    with pytest.raises(NotThereError, match="timed out"):
+        Probe(url, None).models(0.2)
 
 
 def test_a_server_of_somebody_else_is_used(serve, shared):

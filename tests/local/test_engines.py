@@ -1,5 +1,6 @@
 """engines.py, gguf.py and the child of transformers: what is started for which model, and that it answers."""
 
+import importlib
 import importlib.util
 import json
 import shutil
@@ -11,7 +12,7 @@ import pytest
 
 from deepseek_resilient.config import LocalPolicy
 from deepseek_resilient.errors import LocalModelError
-from deepseek_resilient.local import engines
+from deepseek_resilient.local import engines, transformers_child
 from deepseek_resilient.local.engines import ENGINES, Engine, Plan, environment, gpus, plan, tensor_parallel, thinks
 from deepseek_resilient.local.gguf import GgufError, read_head
 from deepseek_resilient.local.server import LocalServer
@@ -185,3 +186,25 @@ def test_transformers_serves_a_folder(models, tmp_path):
             ask_at(server.base_url, "wrong", server.model)
         assert (401, "invalid_api_key") == (refused.value.code, json.load(refused.value)["error"]["code"])
         refused.value.close()
+
+
+@pytest.mark.skipif(NO_TORCH, reason="no transformers: pip install torch 'transformers[serving]>=5'")
+@pytest.mark.parametrize("shape", [(64, 96), (33, 7)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_8_bits_on_a_cpu_are_near_16(shape, bias):
+    """Of any shape; also where one activation is much larger than the others, as in real models."""
+    torch = importlib.import_module("torch")
+    torch.manual_seed(1)
+    norm = torch.nn.LayerNorm(shape[1]).bfloat16()
+    mapped = norm.weight.data_ptr()
+    whole = torch.nn.Sequential(torch.nn.Linear(*shape, bias=bias), norm)
+    given = torch.randn(2, 5, shape[0])
+    with torch.inference_mode():
+        whole[0].weight[:, 3] = 0.0
+        given[..., 3] = 1000.0
+        expected = whole[0](given)
+        layer, norm = transformers_child.quantised(torch, whole)
+        assert (torch.int8, shape[1]) == (layer.weight.dtype, layer(given).shape[-1])
+        assert 0.02 > (layer(given) - expected).abs().max()
+        assert 0.02 > (layer(given[:, :1]) - expected[:, :1]).abs().max()
+    assert mapped != norm.weight.data_ptr()  # nothing keeps the file's memory

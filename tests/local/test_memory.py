@@ -1,38 +1,11 @@
-"""memory.py and logs.py: what is free, reading ahead, and old logs."""
+"""memory.py and logs.py: what a model needs, reading ahead, and old logs."""
 
 import os
-
-import pytest
+import sys
 
 from deepseek_resilient.local import logs, memory
-from deepseek_resilient.local.memory import BLOCK, available, gigabytes, needed, read_ahead
-
-MEMINFO = "MemTotal: 9000 kB\nMemAvailable:    4000 kB\n"
-
-
-def machine(root, files):
-    for name, content in {"proc/meminfo": MEMINFO, **files}.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(content)
-    return root
-
-
-@pytest.mark.parametrize(
-    ("files", "free"),
-    [
-        ({}, 4000 * 1024),
-        ({"sys/fs/cgroup/memory.max": "max\n"}, 4000 * 1024),
-        ({"sys/fs/cgroup/memory.max": "1000000\n", "sys/fs/cgroup/memory.current": "400000\n",
-          "sys/fs/cgroup/memory.stat": "anon 5\ninactive_file 100000\n"}, 700000),
-        ({"sys/fs/cgroup/memory/memory.limit_in_bytes": "1000", "sys/fs/cgroup/memory/memory.usage_in_bytes": "3000",
-          "sys/fs/cgroup/memory/memory.stat": ""}, 0),
-        ({"proc/meminfo": "MemAvailable: lots\n"}, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
-    ],
-)  # fmt: skip
-def test_what_is_available(tmp_path, files, free):
-    """What the kernel says, no more than the container's limit leaves."""
-    assert free == available(machine(tmp_path, files))
-    assert 0 < available()
+from deepseek_resilient.local.memory import BLOCK, gigabytes, needed, read_ahead
+from deepseek_resilient.local.process import ChildProcess
 
 
 def test_what_a_model_needs():
@@ -82,3 +55,30 @@ def test_the_last_ten_logs_are_kept(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert "/home/somebody/.local/state/deepseek-resilient" == str(logs.default_folder())
+
+
+def test_the_logs_of_running_servers_stay(tmp_path):
+    """Those of our own children and those of other processes, however old; of the dead they go."""
+    alive, dead, other = (tmp_path / f"local-server-{pid}-1.log" for pid in (os.getpid(), 2**22, os.getppid()))
+    ended = tmp_path / f"local-server-{os.getpid()}-2.log"
+    child = ChildProcess([sys.executable, "-c", "import time; time.sleep(100)"], env={}, log=alive).start()
+    try:
+        assert child.wait_started(10)
+        for log in (alive, dead, other, ended):
+            log.touch()
+            os.utime(log, (1, 1))
+        for _ in range(logs.KEEP + 3):
+            logs.new_log(tmp_path).touch()
+        assert (True, False, True, False) == tuple(log.exists() for log in (alive, dead, other, ended))
+    finally:
+        child.stop()
+
+
+def test_a_log_is_not_written_into_somebody_elses_file(tmp_path):
+    """A link in its place is not followed, which is told."""
+    victim, log = tmp_path / "victim", tmp_path / "child.log"
+    victim.write_text("as it was")
+    log.symlink_to(victim)
+    child = ChildProcess([sys.executable, "-c", "print('a' * 100_000)"], env={}, log=log, log_bytes=2048).start()
+    assert child.wait(10)
+    assert ("as it was", True) == (victim.read_text(), str(log) in child.log_trouble)

@@ -17,7 +17,7 @@ import pytest
 from deepseek_resilient.errors import LocalModelError
 from deepseek_resilient.local import hub
 from deepseek_resilient.local.errors import PullError
-from deepseek_resilient.local.files import check_folder
+from deepseek_resilient.local.files import check_folder, resolve
 from deepseek_resilient.local.hub import Remote, ask, authorization, make_client, remotes
 from deepseek_resilient.local.models import CATALOG
 from deepseek_resilient.local.pull import ATTEMPTS, pull
@@ -570,6 +570,47 @@ def test_the_files_of_the_catalog(shop: Shop, tmp_path: Path) -> None:
         with pytest.raises(LocalModelError, match="neither in the catalog"):
             remotes("nonsense", tmp_path, shop.url, client, {})
     assert [] == shop.seen
+
+
+@pytest.mark.parametrize(
+    ("file", "files"),
+    [
+        ("m-Q8_0.gguf", ["m-Q8_0.gguf"]),
+        ("Q8/m.gguf", ["Q8/m.gguf"]),
+        ("m-00001-of-00003.gguf", [f"m-0000{part}-of-00003.gguf" for part in (1, 2, 3)]),
+        ("m-00002-of-00003.gguf", ["m-00002-of-00003.gguf"]),
+    ],
+)
+def test_a_gguf_file_of_any_repository(file: str, files: list[str], shop: Shop, tmp_path: Path) -> None:
+    """By its name, all parts of one that was split; checked by what the hub states, and found by the same name."""
+    name = f"org/name:{file}"
+    for part in files:
+        shop.things[f"/org/name/resolve/main/{part}"] = Thing(CONTENT[: 1000 + len(part)])
+    told = Told()
+    with make_client() as client:
+        found = remotes(name, tmp_path, shop.url, client, {})
+        for remote in found:
+            assert resolve(name, tmp_path).path is None
+            pull(remote, client, {}, told)
+    assert [tmp_path / "org--name" / part for part in files] == [remote.target for remote in found]
+    assert ("gguf", found[0].target, "org/name") == (
+        (source := resolve(name, tmp_path)).format, source.path, source.repo,
+    )  # fmt: skip
+    assert [] == told.notes  # of a missing checksum
+
+
+@pytest.mark.parametrize("name", ["org/name:../m.gguf", "org/name:/m.gguf", "org/name:.m.gguf", "org/name:m.bin"])
+def test_no_name_of_a_gguf_file_leaves_the_folder(name: str, tmp_path: Path) -> None:
+    """Or is of another kind."""
+    with make_client() as client, pytest.raises(LocalModelError, match="nor a hub name"):
+        remotes(name, tmp_path, "http://127.0.0.1:9", client, {})
+
+
+def test_a_repository_of_gguf_files_says_how_to_name_one(shop: Shop, tmp_path: Path) -> None:
+    """With one that is there."""
+    repository(shop, "org/name", {"b.gguf": CONTENT, "a.gguf": CONTENT, "config.json": b"{}"})
+    with make_client() as client, pytest.raises(PullError, match=r"name a GGUF file of it, as org/name:a\.gguf"):
+        remotes("org/name", tmp_path, shop.url, client, {})
 
 
 def test_a_folder_of_the_catalog_is_listed(shop: Shop, tmp_path: Path) -> None:

@@ -114,16 +114,21 @@ def test_eight_bits_need_less(folder: Path, tmp_path: Path) -> None:
     assert not fits(asked, folder, here)
 
 
-def test_llamacpp_leaves_in_memory_what_the_card_cannot_hold(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_llamacpp_leaves_in_memory_what_the_card_cannot_hold(models: Path, tmp_path: Path) -> None:
     """Card and memory count together."""
     asked = LocalPolicy(context=300_000)  # 384 MB of context
-    monkeypatch.setattr(room, "available", lambda: 500_000_000)
-    assert fits(asked, models / "tiny.gguf", machine(tmp_path, card(1_000_000_000)))
-    monkeypatch.setattr(room, "available", lambda: 300_000_000)
-    assert not fits(asked, models / "tiny.gguf", machine(tmp_path, card(1_000_000_000)))
-    assert fits(asked, models / "tiny.gguf", machine(tmp_path, card(2_000_000_000)))
+    one, two = (machine(tmp_path, card(free)) for free in (1_000_000_000, 2_000_000_000))
+    assert fits(asked, models / "tiny.gguf", replace(one, available=500_000_000))
+    assert not fits(asked, models / "tiny.gguf", replace(one, available=300_000_000))
+    assert fits(asked, models / "tiny.gguf", replace(two, available=300_000_000))
+
+
+def test_memory_that_is_unknown_refuses_nothing(models: Path) -> None:
+    """Memory that is there and full does."""
+    tiny = models / "tiny.gguf"
+    assert fits(LocalPolicy(), tiny, Hardware((), memory=0, available=0, cores=1))
+    assert not fits(LocalPolicy(), tiny, Hardware((), memory=1 << 40, available=0, cores=1))
+    assert fits(LocalPolicy(), tiny, Hardware((), memory=1 << 40, available=1 << 30, cores=1))
 
 
 def test_an_engine_that_is_not_built_for_the_card_runs_in_memory(folder: Path, tmp_path: Path) -> None:

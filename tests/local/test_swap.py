@@ -3,11 +3,13 @@
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 
 from deepseek_resilient.errors import LocalModelError
 from deepseek_resilient.local import maker, room
+from deepseek_resilient.local.hardware import detect
 from deepseek_resilient.local.server import State
 
 from .conftest import OTHER
@@ -113,7 +115,8 @@ def test_where_both_cannot_be_the_old_one_goes_first(serve, models, heard, monke
     pid = server.statistics().pid
     if reason == "memory":  # as if all but the memory of one were used; it is the only thing that is made up here
         want = room.needed((models / "other.gguf").stat().st_size, 512 * 2 * 2 * 320)
-        monkeypatch.setattr(room, "available", lambda: want if gone_within(pid, 0) else want - 1)
+        here = detect()
+        monkeypatch.setattr(room, "detect", lambda: replace(here, available=want - (not gone_within(pid, 0))))
     with server.lease() as lease:
         swapping = server.swap(str(models / "other.gguf"))
         told = heard.wait("draining").detail

@@ -87,6 +87,20 @@ def test_one_that_is_not_there_yet_is_waited_for() -> None:
     assert "x-resilient-local" not in run.seen[1].headers
 
 
+@pytest.mark.parametrize("states", [(), ((25.0, "ready"), (25.5, "starting"))], ids=["never", "once"])
+@pytest.mark.parametrize("timeout", [None, 1000.0])
+def test_it_is_waited_for_as_long_as_one_start_may_take(
+    states: tuple[tuple[float, str], ...], timeout: float | None
+) -> None:
+    """Whatever time the call has, and both tries together; then the caller gets what the server said."""
+    policy = LocalPolicy(start_timeout=40.0, warm="lazy", reserve=0.0)
+    local = LocalWorld(states=states, start=9999.0, policy=policy, next=("outage_503;delay=1",))
+    run = fell_back(Caller(timeout=timeout), local=local)
+    assert (503, len(states) // 2) == (run.seen[0].status, run.servers["local"]["attempts"])
+    ended = next(float(line.split()[0]) for line in run.trace if "CallEnded" in line)
+    assert pytest.approx(40.0, abs=2.0) == ended
+
+
 def test_one_that_cannot_start_costs_no_time() -> None:
     """The server's own words, at once."""
     run = fell_back(Caller(), local=LocalWorld(states=((0.0, "hopeless"),)))

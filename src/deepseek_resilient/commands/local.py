@@ -53,12 +53,13 @@ def _add_pull(commands: Any) -> None:
     line = commands.add_parser(
         "pull",
         help="fetch the files of a model",
-        description="Fetches a model of the catalog, or a repository of safetensors by its hub name. Stopped, it goes "
-        "on where it was when it is run again. Checksums are checked.",
+        description="Fetches a model of the catalog, or by their hub names a repository of safetensors or one of GGUF "
+        "files. Stopped, it goes on where it was when it is run again. Checksums are checked.",
         epilog="Exit status: 2 when it could not be fetched, 130 when it was interrupted; what came stays. HF_TOKEN, "
         "if set, goes to https://huggingface.co only. Proxies of the environment are used.",
     )
-    line.add_argument("name", metavar="NAME", help="a name of `local list`, or organisation/name")
+    line.add_argument("name", metavar="NAME", help="a name of `local list`, organisation/name, or "
+                      "organisation/name:file.gguf")  # fmt: skip
     line.add_argument("--to", type=Path, metavar="DIR", help="the folder (default: $DEEPSEEK_RESILIENT_MODELS, or "
                       "~/.cache/deepseek-resilient/models)")  # fmt: skip
     line.add_argument("--url", type=_address, metavar="BASE", help="a mirror of the hub (default: $HF_ENDPOINT, or "
@@ -149,7 +150,7 @@ def run_pull(options: argparse.Namespace) -> int:
         with hub.make_client() as client:
             remotes = hub.remotes(options.name, directory.expanduser(), base, client, os.environ)
             for remote in remotes:
-                path = pull(remote, client, os.environ, bar)
+                pull(remote, client, os.environ, bar)
     except KeyboardInterrupt:
         bar.end()
         bar.note("interrupted: what came is kept; the same command goes on from there")
@@ -160,7 +161,8 @@ def run_pull(options: argparse.Namespace) -> int:
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
         bar.end()
         raise CommandError(f"{base} cannot be used: {error or type(error).__name__}.") from error
-    Terminal(sys.stdout).line(str(path if len(remotes) == 1 else path.parent))
+    path = remotes[0].target
+    Terminal(sys.stdout).line(str(path if path.suffix == ".gguf" else path.parent))
     return 0
 
 

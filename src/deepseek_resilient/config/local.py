@@ -37,7 +37,8 @@ class LocalPolicy:
         idle: the model is unloaded after so long without a call, seconds, > 0. None = it stays.
         reserve: while the model is ready, remote calls have their time less this share of it, 0 to 0.9; the rest is
             for the local answer.
-        start_timeout: from the start of the process to the first token, seconds, > 0.
+        start_timeout: from the start of the process to the first token, seconds, > 0; no call waits longer
+            for the model.
         memory_limit: a server whose processes hold more resident memory than this is ended, bytes, >= 64 MiB. None =
             what is available at the start.
         host: a loopback address.

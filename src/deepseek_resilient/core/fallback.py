@@ -6,9 +6,9 @@
                                                  └─ not to be had, or failed ── what the remote targets came to
 
 While the local model is ready the remote targets have the call's time less the policy's `reserve`, so that something is
-left for it. One that is not ready is woken and waited for, as long as the call has time. An attempt that fails before
-its first content is made once more: the server may have died, and comes back. What the local model gives is never kept
-as an answer, and says so in its headers.
+left for it. One that is not ready is woken and waited for, as long as the call has time and no longer than one start
+may take (`start_timeout`). An attempt that fails before its first content is made once more: the server may have died,
+and comes back. What the local model gives is never kept as an answer, and says so in its headers.
 """
 
 from __future__ import annotations
@@ -126,10 +126,13 @@ async def with_local(runtime: Runtime, call: Call, local: Local, lead: Lead, onc
 async def _ask(runtime: Runtime, call: Call, local: Local, once: Once) -> tuple[Outcome] | None:
     """What came of asking the local model; None where it is not to be had."""
     request, fields = call.request, call.read()
+    patience = local.policy.start_timeout
     for _ in range(_TRIES):
-        lease = await _acquire(call, local) if call.outlives(runtime.clock()) else None
+        began = runtime.clock()
+        lease = await _acquire(call, local, began + patience) if call.outlives(began) else None
         if lease is None:
             return None
+        patience -= runtime.clock() - began
         try:
             policy = local.policy
             json = lease.engine in _WITH_JSON
@@ -156,14 +159,15 @@ async def _ask(runtime: Runtime, call: Call, local: Local, once: Once) -> tuple[
     return None
 
 
-async def _acquire(call: Call, local: Local) -> Lease | None:
-    """A hold on it, as soon as it is ready; None where it will not be in time."""
+async def _acquire(call: Call, local: Local, until: float) -> Lease | None:
+    """A hold on it, as soon as it is ready; None where it will not be by then, or not in the call's time."""
+    until = until if call.deadline is None else min(until, call.deadline)
     local.wake()
     while True:
         lease = local.try_acquire()
         if lease is not None:
             return lease
         bell = local.listen()
-        await Wait(bell, until=call.deadline)
+        await Wait(bell, until=until)
         if local.hopeless or not bell.rung:
             return None

@@ -2,7 +2,7 @@
 
 - llamacpp: a GGUF file, by `xllamacpp`; checks the key itself; 8 bits: the file whose weights are Q8_0.
 - transformers: a folder of safetensors or a name on the hub; the key is checked by our child; 8 bits: bitsandbytes on a
-  GPU, torch's dynamic quantisation on a CPU.
+  GPU, 8 bits for weights alone on a CPU.
 - vllm: the same models; checks the key itself; 8 bits: a w8a8 or FP8 checkpoint as it is, any other is made FP8 as it
   is loaded.
 

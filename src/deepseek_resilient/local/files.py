@@ -1,11 +1,12 @@
 """Where the files of models are on this machine, and what a text that names a model means.
 
 A text is, in this order: a name of the catalog; a path (it exists, or looks like one: `./x`, `/x`, `~/x`, `x.gguf`)
-to a GGUF file or to a folder of safetensors; a repository on the hub (`organisation/name`). Nothing is fetched here:
-what is not on the disk has `path=None`.
+to a GGUF file or to a folder of safetensors; a repository on the hub (`organisation/name`), or a GGUF file of one
+(`organisation/name:file.gguf`; the first part stands for all of a file that was split). Nothing is fetched here: what
+is not on the disk has `path=None`.
 
-Fetched files lie in `$DEEPSEEK_RESILIENT_MODELS`, or `~/.cache/deepseek-resilient/models`: a GGUF file by its own name,
-a repository as a folder `organisation--name`. A file that is still being fetched ends in `.part`.
+Fetched files lie in `$DEEPSEEK_RESILIENT_MODELS`, or `~/.cache/deepseek-resilient/models`: a GGUF file of the catalog
+by its own name, all others in a folder `organisation--name`. A file that is still being fetched ends in `.part`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ DIRECTORY: Final = "DEEPSEEK_RESILIENT_MODELS"
 PART: Final = ".part"
 INDEX: Final = "model.safetensors.index.json"
 REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+_GGUF_OF: Final = re.compile(rf"({REPOSITORY.pattern}):((?:[A-Za-z0-9][\w.-]*/)*[A-Za-z0-9][\w.-]*\.gguf)")
+_FIRST: Final = re.compile(r"(.*-)00001(-of-(\d{5})\.gguf)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,16 @@ def folder(repo: str, directory: Path) -> Path:
     return directory / repo.replace("/", "--")
 
 
+def gguf_of(text: str) -> tuple[str, list[str]] | None:
+    """The repository and the file, all parts of one that was split, of `organisation/name:file.gguf`; else None."""
+    found = _GGUF_OF.fullmatch(text)
+    if found is None:
+        return None
+    first = _FIRST.fullmatch(found[2])
+    count = int(first[3]) if first else 1
+    return found[1], [f"{first[1]}{part:05}{first[2]}" for part in range(1, count + 1)] if first else [found[2]]
+
+
 def present(model: Model, directory: Path | None = None) -> Path | None:
     """The model's file or folder if it is here and whole: fetched, or inside the package that brings it."""
     path = place(model, directory or models_directory())
@@ -96,6 +110,10 @@ def resolve(text: str, directory: Path | None = None) -> Source:
             return Source(text, model.format, present(model, directory), model.repo, model)
     path = Path(text).expanduser()
     exists = bool(text) and path.exists()
+    if not exists and (named := gguf_of(text)):
+        repo, files = named
+        paths = [folder(repo, directory) / file for file in files]
+        return Source(text, "gguf", paths[0] if all(map(_is_gguf, paths)) else None, repo)
     if exists or text.startswith((".", "/", "~")) or text.endswith((".gguf", PART)):
         if not exists:
             raise LocalModelError(f"{path} does not exist: check the path, or {_names(text)}")
@@ -128,6 +146,14 @@ def check_gguf(path: Path) -> None:
     if magic != b"GGUF":
         what = "an empty file" if not magic else f"it begins with {magic!r}"
         raise LocalModelError(f"{path} is no GGUF file ({what}): give a .gguf file, or a folder with config.json")
+
+
+def _is_gguf(path: Path) -> bool:
+    try:
+        check_gguf(path)
+    except LocalModelError:
+        return False
+    return True
 
 
 def check_folder(path: Path) -> None:

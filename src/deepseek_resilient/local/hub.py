@@ -23,7 +23,7 @@ import httpx2
 from deepseek_resilient import __version__
 from deepseek_resilient.errors import LocalModelError
 from deepseek_resilient.local.errors import PullError
-from deepseek_resilient.local.files import REPOSITORY, folder, place
+from deepseek_resilient.local.files import REPOSITORY, folder, gguf_of, place
 from deepseek_resilient.local.models import CATALOG
 
 if TYPE_CHECKING:
@@ -65,15 +65,22 @@ def make_client() -> httpx2.Client:
 
 
 def remotes(name: str, directory: Path, base: str, client: httpx2.Client, environ: Mapping[str, str]) -> list[Remote]:
-    """The files of a model of the catalog or of a repository, config.json last: a folder that has it is whole."""
+    """The files of a model of the catalog, of a repository, or of one GGUF file in it.
+
+    Of a folder config.json is last: one that has it is whole.
+    """
     base = base.rstrip("/")
     for model in CATALOG:
         if model.name == name:
             break
     else:
+        if named := gguf_of(name):
+            repo, files = named
+            return [Remote(f"{base}/{repo}/resolve/main/{file}", folder(repo, directory) / file) for file in files]
         if not REPOSITORY.fullmatch(name):
             raise LocalModelError(
-                f"{name!r} is neither in the catalog (`local list`) nor a hub name (organisation/name)"
+                f"{name!r} is neither in the catalog (`local list`) nor a hub name (organisation/name, or "
+                "organisation/name:file.gguf)"
             )
         return _list(name, "main", folder(name, directory), base, client, environ)
     if model.package:
@@ -89,7 +96,8 @@ def _list(
     repo: str, revision: str, target: Path, base: str, client: httpx2.Client, environ: Mapping[str, str]
 ) -> list[Remote]:
     url: str | None = f"{base}/api/models/{repo}/tree/{revision}"
-    found = []
+    found: list[Remote] = []
+    others: list[str] = []
     while url:
         response, _ = ask(client, url, {}, environ)
         with closing(response):
@@ -98,12 +106,14 @@ def _list(
             try:
                 entries = json.loads(response.read())
                 found += [_remote(entry, repo, revision, target, base) for entry in entries if _is_wanted(entry)]
+                others += [entry["path"] for entry in entries if str(entry["path"]).endswith(".gguf")]
             except (ValueError, KeyError, TypeError) as error:
                 raise PullError(f"{url} gives no list of files: is {base} a hub?") from error
             url = response.links.get("next", {}).get("url")
     names = {remote.target.name for remote in found}
     if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
-        raise PullError(f"{repo} has no config.json with safetensors; a GGUF file of it must be fetched by other means")
+        which = f": name a GGUF file of it, as {repo}:{min(others)}" if others else ""
+        raise PullError(f"{repo} has no config.json with safetensors{which}")
     return sorted(found, key=lambda remote: (remote.target.name == "config.json", remote.target.name))
 
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from deepseek_resilient.errors import LocalModelError
 from deepseek_resilient.local.diagnosis import failure_of, last_words
 from deepseek_resilient.local.engines import ENGINES, environment
+from deepseek_resilient.local.hardware import detect
 from deepseek_resilient.local.listening import is_ours
-from deepseek_resilient.local.memory import available, read_ahead
+from deepseek_resilient.local.memory import read_ahead
 from deepseek_resilient.local.probe import NotThereError, Probe
 from deepseek_resilient.local.process import ChildProcess, Exit
 from deepseek_resilient.local.room import check_room
@@ -71,7 +72,7 @@ class Instance:
 
         made.child = ChildProcess(
             ENGINES[plan.engine].command(policy, plan, port), env=environment(os.environ, key), log=log,
-            memory_limit=policy.memory_limit or available(), on_exit=ended,
+            memory_limit=policy.memory_limit or detect().available or None, on_exit=ended,
         )  # fmt: skip
         return made
 

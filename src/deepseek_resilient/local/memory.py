@@ -1,8 +1,8 @@
-"""Memory and disk: what is free, what a model needs, and reading its files ahead of the engine.
+"""Memory and disk: what a model needs, and reading its files ahead of the engine.
 
 A model is loaded when `1.1 · files + context + 200 MB <= available`: weights are mapped or read once, and the rest is
 what an engine takes for itself (llama.cpp 60 MB, torch 400 MB of which the files of a small model are no measure).
-Available is what Linux calls MemAvailable, no more than what the container's own limit leaves.
+What is available is `machine.py`'s to say.
 
 Engines read a file in the order of its tensors, or page by page where they map it; a disk or a network file system is
 faster read from start to end in large blocks. What is in the page cache already (RWF_NOWAIT tells) is not read again.
@@ -11,28 +11,15 @@ faster read from start to end in large blocks. What is in the page cache already
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
 BLOCK = 8 << 20
 _OWN = 200 << 20
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
-
-
-def available(root: Path = Path("/")) -> int | None:
-    """Bytes of memory that can be had without swapping; None where that cannot be told."""
-    found = _meminfo(root / "proc/meminfo")
-    if found is None:
-        try:
-            found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, ValueError):
-            return None
-    left = _left_by_cgroup(root / "sys/fs/cgroup")
-    return found if left is None else min(found, left)
 
 
 def needed(size: int, context: int) -> int:
@@ -81,32 +68,3 @@ def _is_cached(descriptor: int, offset: int) -> bool:
         return os.preadv(descriptor, [bytearray(1)], offset, _NOWAIT) > 0
     except OSError:  # "would block": it is on the disk; or this file system knows no such flag
         return False
-
-
-def _meminfo(path: Path) -> int | None:
-    try:
-        for line in path.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return None
-
-
-def _left_by_cgroup(folder: Path) -> int | None:
-    """What the limit of this container leaves (cgroup 2, then 1); file pages it could give back count as free."""
-    if sys.platform != "linux":
-        return None
-    pairs = (
-        (folder / "memory.max", folder / "memory.current", folder / "memory.stat", "inactive_file"),
-        (folder / "memory/memory.limit_in_bytes", folder / "memory/memory.usage_in_bytes",
-         folder / "memory/memory.stat", "total_inactive_file"),
-    )  # fmt: skip
-    for limit, usage, stat, name in pairs:
-        try:
-            most, used = int(limit.read_text()), int(usage.read_text())
-            fields = dict(line.split() for line in stat.read_text().splitlines() if len(line.split()) == 2)
-            return max(0, most - used + int(fields.get(name, 0)))
-        except (OSError, ValueError):  # "max": no limit
-            continue
-    return None

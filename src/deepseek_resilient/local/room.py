@@ -10,7 +10,7 @@ Of MIG instances a program sees the first one only. The card counts only if the 
 tell that by their versions (`+cpu`), llama.cpp is asked in a process of its own. Where there is a card whose memory
 nobody can tell (no `nvidia-ml-py`), nothing is refused.
 
-**In memory**: see `memory.py`.
+**In memory** by `memory.needed`, with what `hardware.py` says is available; nothing is refused where that is unknown.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from deepseek_resilient.errors import LocalModelError
 from deepseek_resilient.local.catalog import budget
 from deepseek_resilient.local.engines import environment, gpus, is_quantised, tensor_parallel
 from deepseek_resilient.local.hardware import detect
-from deepseek_resilient.local.memory import available, gigabytes, needed
+from deepseek_resilient.local.memory import gigabytes, needed
 
 if TYPE_CHECKING:
     from deepseek_resilient.config.local import LocalPolicy
@@ -54,9 +54,9 @@ def check_room(
     kinds = (built_for(plan.engine) if here.gpus or gpus(os.environ) else ()) if kinds is None else kinds
     cards = _seen([gpu for gpu in here.gpus if gpu.kind in kinds and gpu.kind != "apple"])
     if cards:
-        _check_cards(policy, plan, cards, freed)
+        _check_cards(policy, plan, cards, freed, here.available)
     elif not ("nvidia" in kinds and not here.gpus and gpus(os.environ)):  # a card whose memory nobody can tell
-        _check_memory(policy, plan, freed)
+        _check_memory(policy, plan, freed, here.available if here.memory else None)
 
 
 def built_for(engine: str) -> tuple[str, ...]:
@@ -90,7 +90,7 @@ def _seen(cards: list[Gpu]) -> list[Gpu]:
     return instances[:1] or cards
 
 
-def _check_cards(policy: LocalPolicy, plan: Plan, cards: list[Gpu], freed: int) -> None:
+def _check_cards(policy: LocalPolicy, plan: Plan, cards: list[Gpu], freed: int, available: int) -> None:
     weights = plan.size
     if policy.int8 and plan.engine == "transformers" and not is_quantised(plan):
         weights = int(weights * _EIGHT_OF_SIXTEEN)
@@ -100,7 +100,7 @@ def _check_cards(policy: LocalPolicy, plan: Plan, cards: list[Gpu], freed: int) 
         room = budget(min(card.free for card in cards)) * len(cards)
     else:
         room = sum(max(budget(card.free), 0) for card in cards)
-    spill = (available() or 0) if plan.engine == "llamacpp" else 0
+    spill = available if plan.engine == "llamacpp" else 0
     if want <= room + freed + spill:
         return
     named = ", ".join(f"{gigabytes(card.free)} free on {card.name}" for card in cards)
@@ -116,9 +116,8 @@ def _check_cards(policy: LocalPolicy, plan: Plan, cards: list[Gpu], freed: int) 
     )
 
 
-def _check_memory(policy: LocalPolicy, plan: Plan, freed: int) -> None:
-    free = available()
-    free = None if free is None else free + freed
+def _check_memory(policy: LocalPolicy, plan: Plan, freed: int, available: int | None) -> None:
+    free = None if available is None else available + freed
     if policy.memory_limit is not None:
         free = policy.memory_limit if free is None else min(free, policy.memory_limit)
     want = needed(plan.size, plan.context_bytes)

@@ -28,11 +28,11 @@ class State(Enum):
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.STOPPED: frozenset({State.STARTING, State.CLOSED}),
-    State.STARTING: frozenset({State.READY, State.BACKOFF, State.FAILED, State.STOPPED, State.CLOSED}),
+    State.STARTING: frozenset({State.READY, State.BACKOFF, State.FAILED, State.CLOSED}),
     State.READY: frozenset({State.DRAINING, State.BACKOFF, State.FAILED, State.CLOSED}),
     State.DRAINING: frozenset({State.STOPPED, State.STARTING, State.BACKOFF, State.FAILED, State.CLOSED}),
-    State.BACKOFF: frozenset({State.STARTING, State.STOPPED, State.FAILED, State.CLOSED}),
-    State.FAILED: frozenset({State.STARTING, State.STOPPED, State.CLOSED}),
+    State.BACKOFF: frozenset({State.STARTING, State.FAILED, State.CLOSED}),
+    State.FAILED: frozenset({State.STARTING, State.CLOSED}),
     State.CLOSED: frozenset(),
 }
 

@@ -3,12 +3,16 @@
 Run by path, so that it needs nothing of this package: `python -P transformers_child.py --model FOLDER ...`. The server
 is transformers' own (`transformers.cli.serve.Serve`): its app is wrapped on its way to uvicorn in a check of the key,
 which comes by the environment, where `ps` does not show it. Without `--int8` weights keep their type; with it they are
-bitsandbytes' on a GPU, and torch's dynamic quantisation of the linear layers on a CPU.
+bitsandbytes' on a GPU. On a CPU the weights of linear layers have 8 bits, with a scale for each row, and all else is
+bfloat16: torch's dynamic quantisation has 8 bits for activations too, whose outliers leave too little of the rest
+(T. Dettmers et al., "LLM.int8()", 2022).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import hmac
 import importlib
 import json
@@ -17,6 +21,7 @@ import sys
 from typing import Any
 
 BLOCK, BATCH = 64, 512
+_PACK = 32
 KEY = "DEEPSEEK_RESILIENT_LOCAL_KEY"
 
 
@@ -84,17 +89,54 @@ def main() -> None:
 
 
 def _quantise_on_load(torch: Any) -> None:
-    if not hasattr(getattr(torch, "ao", None), "quantization"):
-        sys.exit("this version of torch has no dynamic quantisation: leave int8 off, or install torch 2.13")
     manager: Any = importlib.import_module("transformers.cli.serving.model_manager").ModelManager
     load = manager._load_model
 
     def load_in_8_bits(self: Any, *arguments: Any, **named: Any) -> Any:
-        model = load(self, *arguments, **named)
-        model = model.float()  # it quantises weights of 32 bits only, and most models have 16
-        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
+        return quantised(torch, load(self, *arguments, **named))
 
     manager._load_model = load_in_8_bits
+
+
+def quantised(torch: Any, model: Any) -> Any:
+    """The model in bfloat16, the weights of its linear layers in 8 bits."""
+    layer = _eight_bit_layer(torch)
+    model = model.to(torch.bfloat16)
+    for module in list(model.modules()):
+        for name, inner in list(module.named_children()):
+            if type(inner) is torch.nn.Linear:
+                setattr(module, name, layer(inner))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()  # one that lies in the mapped file keeps all of it in memory
+    with contextlib.suppress(AttributeError, OSError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
+    return model
+
+
+def _eight_bit_layer(torch: Any) -> Any:
+    multiply: Any = getattr(torch, "_weight_int8pack_mm", None)
+
+    class EightBitLinear(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self, whole: Any) -> None:
+            super().__init__()
+            weight = whole.weight.detach().float()
+            scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
+            self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
+            self.register_buffer("scale", scale.to(torch.bfloat16))
+            self.bias = whole.bias
+            # the kernel reads beyond the end of other shapes; without it weights are unpacked for each call: slower
+            self.packed = multiply is not None and not any(length % _PACK for length in weight.shape)
+
+        def forward(self, given: Any) -> Any:
+            rows = given.to(torch.bfloat16).reshape(-1, given.shape[-1])
+            if self.packed:
+                found = multiply(rows, self.weight, self.scale)
+            else:
+                found = (rows @ self.weight.to(rows.dtype).T) * self.scale
+            found = found if self.bias is None else found + self.bias
+            return found.reshape(*given.shape[:-1], -1)
+
+    return EightBitLinear
 
 
 if __name__ == "__main__":
