@@ -22,8 +22,8 @@ class Event:
     at: float
 
     def __str__(self) -> str:
-        named = ", ".join(f"{f.name}={_short(f.name, getattr(self, f.name))}" for f in fields(self) if f.name != "at")
-        return f"{type(self).__name__}({named})"
+        told = [f.name for f in fields(self) if f.name != "at" and getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(f'{name}={_short(name, getattr(self, name))}' for name in told)})"
 
 
 @dataclass(frozen=True, slots=True)
