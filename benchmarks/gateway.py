@@ -62,7 +62,7 @@ async def app(scope, receive, send):
 WORD = {"model": "deepseek-flash", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def configuration(folder: Path, upstream: str, port: int, digest: str) -> Path:
+def configuration(folder: Path, upstream: str, port: int, digest: str, more: str) -> Path:
     """A file with everything on."""
     path = folder / "gateway.toml"
     path.write_text(f"""
@@ -79,18 +79,21 @@ priority = "interactive"
 max_concurrency = 5000
 requests_per_minute = 100000000
 dollars_per_day = 1000000
+{more}
 """)
     return path
 
 
 @contextmanager
-def server(name: str, upstream: str, port: int, core: int | None = None) -> Iterator[tuple[int, str]]:
+def server(
+    name: str, upstream: str, port: int, *, core: int | None = None, more: str = ""
+) -> Iterator[tuple[int, str]]:
     """A contender as a process: its id, and the key that it takes."""
     key, digest = make_key()
     with tempfile.TemporaryDirectory() as folder:
         environ = {**os.environ, "UPSTREAM": upstream, "DEEPSEEK_API_KEY": "sk-of-the-company"}
         if name == "gateway":
-            path = configuration(Path(folder), upstream, port, digest)
+            path = configuration(Path(folder), upstream, port, digest, more)
             command = ["-m", "deepseek_resilient", "gateway", "--config", str(path)]
         else:
             (Path(folder) / "plain.py").write_text(PLAIN)
@@ -203,9 +206,13 @@ def _has(module: str) -> bool:
 async def storm(options: argparse.Namespace) -> None:
     """Naive callers that retry each 100 ms, behind the gateway."""
     capacity = 40.0
+    more = "" if options.deadline is None else f"deadline = {options.deadline}"
     counts = {"answered": 0, "in vain": 0}
     held: list[float] = []
-    with LabProcess(rate=capacity, service_time=0.1) as lab, server("gateway", lab.base_url, 9120) as (pid, key):
+    with (
+        LabProcess(rate=capacity, service_time=0.1) as lab,
+        server("gateway", lab.base_url, 9120, more=more) as (pid, key),
+    ):
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
             async def naive(number: int) -> None:
@@ -287,6 +294,7 @@ def main() -> None:
     line.add_argument("--streams", type=int, default=2000)
     line.add_argument("--requests", type=int, default=1_000_000)
     line.add_argument("--patience", type=float, default=600.0, help="of a naive caller, seconds, before it asks anew")
+    line.add_argument("--deadline", type=float, help="of the tenant, seconds; less than the callers' patience")
     options = line.parse_args()
     if options.what == "cost":
         os.sched_setaffinity(0, {1})

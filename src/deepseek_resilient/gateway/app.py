@@ -220,6 +220,8 @@ class Gateway:
             if name == RETRIES:
                 with_count(limits, value)
         limits["tenant"], limits["pool"] = account.name, account.pool
+        if account.deadline is not None:
+            limits["at_most"] = min(account.deadline, limits.get("at_most", account.deadline))
         limits["priority"] = account.most(limits.get("priority"))
         if not account.caching:
             limits["caching"] = "bypass"

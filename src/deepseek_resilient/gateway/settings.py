@@ -31,6 +31,9 @@ class Tenant:
         max_concurrency: calls at once, >= 1. None = no limit.
         requests_per_minute: > 0. None = no limit. `burst`: seconds' worth of them that may come at once, > 0.
         dollars_per_day: what its calls may cost in a day (UTC), US dollars, >= 0. None = no limit.
+        deadline: seconds within which its callers want an answer (a stream: its first content), > 0; less than the
+            timeout of their clients. A call that cannot be answered by then is refused before it costs anything; else
+            callers that time out and ask again fill the upstream with calls that nobody waits for. None = the policy's.
         cache: "own" = its answers are kept for itself, "shared" = with all tenants that say so, "off".
     """
 
@@ -42,6 +45,7 @@ class Tenant:
     requests_per_minute: float | None = None
     burst: float = 10.0
     dollars_per_day: float | None = None
+    deadline: float | None = None
     cache: str = "own"
 
     def __post_init__(self) -> None:
@@ -58,6 +62,7 @@ class Tenant:
         number(self, "requests_per_minute", 0, above=True, optional=True, unit="per minute")
         number(self, "burst", 0, above=True)
         number(self, "dollars_per_day", 0, optional=True, unit="US dollars")
+        number(self, "deadline", 0, above=True, optional=True)
         if self.cache not in ("own", "shared", "off"):
             raise ConfigError(label(self, "cache"), self.cache, '"own", "shared" or "off"')
 

@@ -67,6 +67,7 @@ class Account:
         self.priority = None if tenant is None else Priority.parse(tenant.priority)
         self.pool = "" if tenant is None or tenant.cache == "shared" else tenant.name
         self.caching = tenant is None or tenant.cache != "off"
+        self.deadline = None if tenant is None else tenant.deadline
         self.models = frozenset(() if tenant is None else tenant.models)
         self.counts = Counts()
         self.in_flight = 0
