@@ -187,6 +187,7 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
         until=until,
         patience=policy.stream.silence if info.stream else 0.0,
         attempt=call.attempts + call.retries_above,
+        headers=runtime.listeners.headers(call.number, call.attempts, request.origin),
     )
     if isinstance(reply, Failure):
         return _failed(runtime, call, attempt, judge.of_failure(reply), reply)
@@ -227,7 +228,8 @@ def _said(call: Call) -> dict[str, object]:
 
 async def _pass_through(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
     """What is no inference call goes through as it is; only a refused or failed attempt is looked at."""
-    reply = await Send(call.request, bounded=False)
+    headers = runtime.listeners.headers(call.number, call.attempts, call.request.origin)
+    reply = await Send(call.request, bounded=False, headers=headers)
     if isinstance(reply, Failure):
         return _failed(runtime, call, attempt, judge.of_failure(reply), reply)
     if reply.status >= 400:
