@@ -48,7 +48,8 @@ class AttemptStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded(Event):
-    """An attempt got its verdict. `duration` runs to the first content for a stream, to the last byte otherwise."""
+    """An attempt got its verdict. `duration` runs to the first content for a stream, to the last byte otherwise. `model`
+    is the one that the answer names, "" where there is none."""
 
     call: int
     attempt: int
@@ -57,6 +58,7 @@ class AttemptEnded(Event):
     reason: str
     status: int | None
     duration: float
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

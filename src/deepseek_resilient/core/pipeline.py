@@ -205,9 +205,9 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
     readable = decoder.feed(body)
     verdict = judge.of_reply(info.dialect, reply, readable if decoder.readable else None, runtime.wall())
     attempt.usage = usage_of(readable)
-    attempt.settle(verdict)
     if verdict.kind is judge.VerdictKind.OK and decoder.readable:
         attempt.note_model(wire.stated_model(readable))
+    attempt.settle(verdict)
     if verdict.retryable and reply.status < 300 and verdict.reason != wire.OVERLOAD_FINISH:
         reason = "a 200 without an answer" if verdict.reason == "blank_200" else f"a 200 with {verdict.reason}"
         return response_of(OverloadedError(f"{call.target} sent {reason}", step="retry"))
