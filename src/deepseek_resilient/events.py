@@ -48,8 +48,8 @@ class AttemptStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded(Event):
-    """An attempt got its verdict. `duration` runs to the first content for a stream, to the last byte otherwise. `model`
-    is the one that the answer names, "" where there is none."""
+    """An attempt got its verdict. `duration` runs to the first content for a stream, to the last byte otherwise.
+    `model` is the one that the answer names, "" where there is none."""
 
     call: int
     attempt: int
@@ -272,8 +272,8 @@ class Carrier(Protocol):
     """A listener that has something to send upstream: the context of a trace, say."""
 
     def headers(self, call: int, attempt: int, origin: str) -> Sequence[tuple[str, str]]:
-        """What the request of that attempt, whose `AttemptStarted` was told, carries to `origin`. As quick as a listener;
-        what it raises is logged, and nothing is added."""
+        """What the request of that attempt, whose `AttemptStarted` was told, carries to `origin`. As quick as a
+        listener; what it raises is logged, and nothing is added."""
 
 
 _LEVELS: dict[type[Event], int] = {
@@ -301,9 +301,9 @@ class Listeners:
         for listener in listeners:
             if not callable(listener):
                 raise TypeError(f"a listener must be callable with one event, not {listener!r}")
-        own = tuple(each.for_engine() if isinstance(each, ForEachEngine) else each for each in listeners)
-        self._listeners: tuple[Listener, ...] = own
-        self._carriers = tuple(each for each in own if isinstance(each, Carrier))
+        self._listeners = tuple(each.for_engine() if isinstance(each, ForEachEngine) else each for each in listeners)
+        own: tuple[object, ...] = self._listeners
+        self._carriers = [each for each in own if isinstance(each, Carrier)]
 
     @property
     def wanted(self) -> bool:
