@@ -81,7 +81,7 @@ class JsonLog(logging.Handler):
             if not self._broken:
                 self._broken = True
                 with contextlib.suppress(Exception):  # there is nobody left to tell
-                    print(f"deepseek_resilient: lines of {self._path} are dropped: {error}", file=sys.stderr)
+                    sys.stderr.write(f"deepseek_resilient: lines of {self._path} are dropped: {error}\n")
 
     def close(self) -> None:
         """Close the file; a later line opens it again."""

@@ -232,11 +232,11 @@ class _EngineListener:
             seen.abandoned = True
 
     def _attempt_charged(self, event: events.AttemptCharged) -> None:
-        add, target = self._add["tokens"], event.target
-        if event.prompt_tokens or event.output_tokens:
-            add(target, "prompt_cached").inc(event.cached_tokens)
-            add(target, "prompt_new").inc(max(event.prompt_tokens - event.cached_tokens, 0))
-            add(target, "output").inc(event.output_tokens)
+        target, cached = event.target, event.cached_tokens
+        new = event.prompt_tokens - cached
+        for kind, tokens in (("prompt_cached", cached), ("prompt_new", new), ("output", event.output_tokens)):
+            if tokens > 0:
+                self._add["tokens"](target, kind).inc(tokens)
         if event.cost:
             self._add["spent_dollars"](target).inc(event.cost)
 
