@@ -8,8 +8,9 @@ quick and must not block; what it raises is logged and swallowed. No event ever 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol, runtime_checkable
 
 logger = logging.getLogger("deepseek_resilient")
 logger.addHandler(logging.NullHandler())
@@ -47,7 +48,8 @@ class AttemptStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded(Event):
-    """An attempt got its verdict. `duration` runs to the first content for a stream, to the last byte otherwise."""
+    """An attempt got its verdict. `duration` runs to the first content for a stream, to the last byte otherwise.
+    `model` is the one that the answer names, "" where there is none."""
 
     call: int
     attempt: int
@@ -56,6 +58,7 @@ class AttemptEnded(Event):
     reason: str
     status: int | None
     duration: float
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +258,24 @@ class CallEnded(Event):
 
 Listener = Callable[[Event], None]
 
+
+@runtime_checkable
+class ForEachEngine(Protocol):
+    """A listener that remembers calls: every engine gets one of its own, for two engines number their calls alike."""
+
+    def for_engine(self) -> Listener:
+        """The listener of one engine."""
+
+
+@runtime_checkable
+class Carrier(Protocol):
+    """A listener that has something to send upstream: the context of a trace, say."""
+
+    def headers(self, call: int, attempt: int, origin: str) -> Sequence[tuple[str, str]]:
+        """What the request of that attempt, whose `AttemptStarted` was told, carries to `origin`. As quick as a
+        listener; what it raises is logged, and nothing is added."""
+
+
 _LEVELS: dict[type[Event], int] = {
     CircuitChanged: logging.WARNING,
     GateClosed: logging.WARNING,
@@ -274,13 +295,15 @@ _LEVELS: dict[type[Event], int] = {
 class Listeners:
     """Sends each event to the log and to every listener. Thread-safe; costs nothing for events nobody listens to."""
 
-    __slots__ = ("_listeners",)
+    __slots__ = ("_carriers", "_listeners")
 
     def __init__(self, listeners: tuple[Listener, ...] = ()) -> None:
         for listener in listeners:
             if not callable(listener):
                 raise TypeError(f"a listener must be callable with one event, not {listener!r}")
-        self._listeners = listeners
+        self._listeners = tuple(each.for_engine() if isinstance(each, ForEachEngine) else each for each in listeners)
+        own: tuple[object, ...] = self._listeners
+        self._carriers = [each for each in own if isinstance(each, Carrier)]
 
     @property
     def wanted(self) -> bool:
@@ -295,6 +318,16 @@ class Listeners:
                 listener(event)
             except Exception:
                 logger.exception("a listener failed on %s", type(event).__name__)
+
+    def headers(self, call: int, attempt: int, origin: str) -> list[tuple[str, str]]:
+        """What they want an attempt's request to carry."""
+        found: list[tuple[str, str]] = []
+        for carrier in self._carriers:
+            try:
+                found += carrier.headers(call, attempt, origin)
+            except Exception:
+                logger.exception("a listener failed to give the headers of an attempt")
+        return found
 
 
 def _short(name: str, value: object) -> object:

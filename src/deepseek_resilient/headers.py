@@ -81,8 +81,10 @@ def with_count(limits: dict[str, Any], count: bytes) -> None:
 
 
 def of_attempt(effect: Send, clock: Callable[[], float]) -> list[tuple[str, str]]:
-    """What a request says to the layer below: which attempt it is, and how long it is waited for."""
-    said = [(ATTEMPT_HEADER, str(effect.attempt))] if effect.attempt > 1 else []
+    """What a request says to the layer below: which attempt it is, how long it is waited for, what listeners add."""
+    said = [*effect.headers]
+    if effect.attempt > 1:
+        said.append((ATTEMPT_HEADER, str(effect.attempt)))
     if effect.until is not None:
         said.append((DEADLINE_HEADER, f"{max(effect.until - clock(), 0.0):.3f}"))
     return said

@@ -164,7 +164,7 @@ def _native(library: Library, effect: Send, iterate: Callable[[Any], Any], clock
     """The request as the inner transport's library knows it. It tells a layer below which attempt this is, also in the
     SDK's count of retries where there is one, and how long it is waited for."""
     native: Any = effect.request.native
-    if effect.attempt > 1 or effect.until is not None or effect.request.plain:
+    if effect.attempt > 1 or effect.until is not None or effect.request.plain or effect.headers:
         native.headers = headers = native.headers.copy()
         if effect.request.plain:
             headers["accept-encoding"] = "identity"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -34,3 +35,12 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.upper().startswith(("OPENAI_", "DEEPSEEK_", "ANTHROPIC_")) or name.upper().endswith("_PROXY"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def plain_logger() -> Iterator[None]:
+    """A page's handlers end with it."""
+    logger = logging.getLogger("deepseek_resilient")
+    before = list(logger.handlers)
+    yield
+    logger.handlers[:] = before

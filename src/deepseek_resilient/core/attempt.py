@@ -34,8 +34,8 @@ class Attempt:
     """From the permit to the verdict. `settle` or `abandon` gives the permit back; the first of them counts."""
 
     __slots__ = (
-        "_breaker", "_places", "_target", "answer_size", "call", "entry", "first_content", "runtime", "started",
-        "until", "usage", "verdict", "watch",
+        "_breaker", "_places", "_target", "answer_size", "call", "entry", "first_content", "model", "runtime",
+        "started", "until", "usage", "verdict", "watch",
     )  # fmt: skip
 
     def __init__(self, runtime: Runtime, call: Call, entry: Entry) -> None:
@@ -47,6 +47,7 @@ class Attempt:
         self._places = None if target is None else target.places
         self.until: float | None = None
         self.answer_size = 0
+        self.model = ""
         self.usage: Usage | None = None
         self.watch: StreamWatch | None = None
         self.started = runtime.clock()
@@ -77,6 +78,7 @@ class Attempt:
 
     def note_model(self, model: str) -> None:
         """The answer names its model: a change behind the name that was asked for is told."""
+        self.model = model
         target = self._target
         if target is None or not model:
             return
@@ -108,9 +110,10 @@ class Attempt:
         if call.told:
             runtime.listeners.emit(
                 AttemptEnded(
-                    now, call.number, call.attempts, call.target, verdict.kind, verdict.reason, verdict.status, duration
+                    now, call.number, call.attempts, call.target, verdict.kind, verdict.reason, verdict.status,
+                    duration, self.model,
                 )
-            )
+            )  # fmt: skip
             self._tell_charge()
         if verdict is not OK and self._target is not None:
             self._teach_gate(self._target, verdict, now)

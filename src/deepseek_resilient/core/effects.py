@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Callable, Coroutine, Generator, Sequence
 
     from deepseek_resilient.core.messages import Failure, Reply, Request, Response
     from deepseek_resilient.core.waiting import Bell
@@ -78,10 +78,10 @@ class Send(Effect["Reply | Failure"]):
     `connect` bounds the connection in seconds (None: only `until`); `until` is the monotonic instant at which the
     driver must have answered (None: never); `patience` is the longest that any later `Read` of this reply may wait
     beyond its first (0: no longer; None: for ever). `bounded` False leaves the limits to the caller's own request.
-    `attempt` counts from 1.
+    `attempt` counts from 1. `headers` are added to those of the request.
     """
 
-    __slots__ = ("attempt", "bounded", "connect", "patience", "request", "until")
+    __slots__ = ("attempt", "bounded", "connect", "headers", "patience", "request", "until")
 
     def __init__(
         self,
@@ -92,8 +92,10 @@ class Send(Effect["Reply | Failure"]):
         patience: float | None = 0.0,
         bounded: bool = True,
         attempt: int = 1,
+        headers: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.attempt = attempt
+        self.headers = headers
         self.request = request
         self.connect = connect
         self.until = until

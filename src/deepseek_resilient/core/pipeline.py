@@ -187,6 +187,7 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
         until=until,
         patience=policy.stream.silence if info.stream else 0.0,
         attempt=call.attempts + call.retries_above,
+        headers=runtime.listeners.headers(call.number, call.attempts, request.origin),
     )
     if isinstance(reply, Failure):
         return _failed(runtime, call, attempt, judge.of_failure(reply), reply)
@@ -204,9 +205,9 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
     readable = decoder.feed(body)
     verdict = judge.of_reply(info.dialect, reply, readable if decoder.readable else None, runtime.wall())
     attempt.usage = usage_of(readable)
-    attempt.settle(verdict)
     if verdict.kind is judge.VerdictKind.OK and decoder.readable:
         attempt.note_model(wire.stated_model(readable))
+    attempt.settle(verdict)
     if verdict.retryable and reply.status < 300 and verdict.reason != wire.OVERLOAD_FINISH:
         reason = "a 200 without an answer" if verdict.reason == "blank_200" else f"a 200 with {verdict.reason}"
         return response_of(OverloadedError(f"{call.target} sent {reason}", step="retry"))
@@ -227,7 +228,8 @@ def _said(call: Call) -> dict[str, object]:
 
 async def _pass_through(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
     """What is no inference call goes through as it is; only a refused or failed attempt is looked at."""
-    reply = await Send(call.request, bounded=False)
+    headers = runtime.listeners.headers(call.number, call.attempts, call.request.origin)
+    reply = await Send(call.request, bounded=False, headers=headers)
     if isinstance(reply, Failure):
         return _failed(runtime, call, attempt, judge.of_failure(reply), reply)
     if reply.status >= 400:
