@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from deepseek_resilient.gateway.tenants import make_key
 
@@ -210,3 +211,20 @@ def test_check_and_key(folder: Path) -> None:
     assert "good: 127.0.0.1:8400 for search" in done.stdout
     assert key not in done.stdout
     assert json.dumps(digest) in path.read_text()
+
+
+def test_metrics_of_two_workers_are_one_exposition(lab: LabProcess, folder: Path) -> None:
+    """Counts add up whoever answered; tenants have theirs; the official client can read it."""
+    key, digest = make_key()
+    with GatewayProcess(folder, lab.base_url, tenant("search", digest), gateway="workers = 2\nlog = 'json'") as process:
+        for _ in range(20):
+            assert 200 == ask(process, key).status_code
+        text = httpx.get(f"{process.pages}/metrics", timeout=10).text
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert 20 == samples["deepseek_resilient_gateway_answered_total", "search"]
+    assert 20 == sum(value for (name, *_), value in samples.items() if name == "deepseek_resilient_calls_total")
+    assert key not in text

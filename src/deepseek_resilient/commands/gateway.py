@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,9 +52,6 @@ def _loader(options: argparse.Namespace) -> Callable[[], GatewaySettings]:
 def _run(options: argparse.Namespace) -> int:
     load = _loader(options)
     from deepseek_resilient.gateway.supervisor import serve
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
     def announce(address: str, pages: str) -> None:
         print(f"ready at {address}/v1 (dashboard at {pages})", flush=True)

@@ -55,6 +55,7 @@ class Gateway:
 
     Args:
         listeners: told of the engine's events.
+        watch: told of each engine that is made.
         clock, wall: monotonic and Unix seconds; for simulations and tests.
         sender: what moves the bytes; None for `Sender`.
     """
@@ -64,6 +65,7 @@ class Gateway:
         settings: GatewaySettings,
         *,
         listeners: Sequence[Listener] = (),
+        watch: Callable[[Engine], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         sender: AsyncSender | None = None,
@@ -72,6 +74,7 @@ class Gateway:
         self.clock = clock
         self._wall = wall
         self._listeners = (*listeners, self._charge)
+        self._watch = watch
         self.accounts = Accounts(settings.tenants, clock, wall)
         self.engine = self._make_engine(settings)
         self._repeats = self._make_repeats(settings)
@@ -114,7 +117,9 @@ class Gateway:
             await engine.aclose()
 
     def _make_engine(self, settings: GatewaySettings) -> Engine:
-        return Engine(settings.policy, listeners=self._listeners, clock=self.clock, wall=self._wall)
+        engine = Engine(settings.policy, listeners=self._listeners, clock=self.clock, wall=self._wall)
+        self._watch(engine)
+        return engine
 
     def _make_repeats(self, settings: GatewaySettings) -> Repeats:
         return Repeats(self.clock, growth=settings.growth, longest=settings.longest_refusal)

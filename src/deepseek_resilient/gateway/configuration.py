@@ -1,6 +1,7 @@
 """A gateway's settings from one TOML file and the environment; what is wrong is told with file, line and field.
 
-    [gateway]            listen = "127.0.0.1:8400", admin, admin_key, workers, drain, open, growth, longest_refusal
+    [gateway]            listen = "127.0.0.1:8400", admin, admin_key, workers, drain, open, log,
+                         growth, longest_refusal
     [gateway.limits]     the fields of `Limits`
     [upstream]           base_url, and api_key_env: the variable that has the key (default DEEPSEEK_API_KEY)
     [[upstreams]]        several: the fields of `Upstream`, with api_key_env
@@ -97,7 +98,7 @@ class _Reader:
             self._make(f"tenants[{index}]", Tenant, table) for index, table in self._tables(data, "tenants")
         )
         wanted["policy"] = self._policy(data)
-        simple = ("admin_key", "workers", "drain", "open", "growth", "longest_refusal")
+        simple = ("admin_key", "workers", "drain", "open", "log", "growth", "longest_refusal")
         self._known("gateway", gateway, (*simple, "listen", "admin", "limits"))
         return self._make("gateway", GatewaySettings, {**gateway, **wanted})
 

@@ -1,4 +1,4 @@
-"""The pages for those who run a gateway: health, readiness, status and the dashboard. On loopback by default.
+"""The pages for those who run a gateway: health, readiness, status, metrics and the dashboard. On loopback by default.
 
 GET /           the dashboard       GET /status    how it stands, JSON     GET /events    the same, live, by SSE
 GET /healthz    the process lives   GET /readyz    it takes calls: 200, or 503 while it starts or drains
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _EVERY = 1.0
 _HTML = (b"content-type", b"text/html; charset=utf-8")
+_EXPOSITION = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 _TEXT = (b"content-type", b"text/plain; charset=utf-8")
 _SAFE = [
     (b"content-security-policy", b"default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -35,16 +36,21 @@ class Pages:
     """The pages as an ASGI application.
 
     Args:
-        status: how the gateway stands now. ready: whether it takes calls.
+        status: how the gateway stands now. metrics: the same for Prometheus. ready: whether it takes calls.
         key: the digest of the key that all pages but health and readiness ask for, as bearer token or as the password
             of HTTP's basic authentication; None for none.
     """
 
     def __init__(
-        self, status: Callable[[], Awaitable[dict[str, Any]]], ready: Callable[[], bool], key: str | None
+        self,
+        status: Callable[[], Awaitable[dict[str, Any]]],
+        metrics: Callable[[], Awaitable[bytes]],
+        ready: Callable[[], bool],
+        key: str | None,
     ) -> None:
         self.key = key
         self._status = status
+        self._metrics = metrics
         self._ready = ready
 
     async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> None:
@@ -71,10 +77,12 @@ class Pages:
             await answer(send, 200, page, [_HTML, *_SAFE])
         elif path == "/status":
             await answer(send, 200, json.dumps(await self._status()).encode(), [JSON, *_SAFE])
+        elif path == "/metrics":
+            await answer(send, 200, await self._metrics(), [_EXPOSITION])
         elif path == "/events":
             await self._live(receive, send)
         else:
-            await answer(send, 404, b"Here are /, /status, /events, /healthz and /readyz.\n", [_TEXT])
+            await answer(send, 404, b"Here are /, /status, /events, /metrics, /healthz and /readyz.\n", [_TEXT])
 
     def _may(self, headers: list[tuple[bytes, bytes]]) -> bool:
         if self.key is None:

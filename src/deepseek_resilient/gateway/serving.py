@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -41,6 +42,20 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Signals are the business of whoever runs it."""
         yield
+
+
+def log_to_stderr(form: str) -> None:
+    """What a gateway does, and warnings of all else; `form` is "text" or "json". A refusal is no warning: in a storm
+    there are thousands each second, which metrics count."""
+    handler = logging.StreamHandler(sys.stderr)
+    if form == "json":
+        from deepseek_resilient.telemetry.logs import JsonFormatter
+
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("deepseek_resilient.gateway").setLevel(logging.INFO)
 
 
 def make_server(app: Any, limits: Limits, *, drain: float, lifespan: bool) -> Server:

@@ -143,6 +143,7 @@ class GatewaySettings:
         base_url: of the upstream; where the policy routes to several, they go before it.
         api_key: the upstream's. Never shown.
         tenants: who may call. limits: what one request may take. policy: what the engine does.
+        log: "text" or "json": lines on standard error.
         growth: a request repeated before its Retry-After is over gets one this many times as long, 1 to 10.
         longest_refusal: the longest such Retry-After, seconds, > 0.
     """
@@ -158,6 +159,7 @@ class GatewaySettings:
     tenants: tuple[Tenant, ...] = ()
     limits: Limits = field(default_factory=Limits)
     policy: Policy = field(default_factory=Policy)
+    log: str = "text"
     growth: float = 2.0
     longest_refusal: float = 60.0
 
@@ -166,6 +168,8 @@ class GatewaySettings:
         number(self, "drain", 0, above=True)
         number(self, "growth", 1, 10, unit="times")
         number(self, "longest_refusal", 0, above=True)
+        if self.log not in ("text", "json"):
+            raise ConfigError(label(self, "log"), self.log, '"text" or "json"')
         if self.workers > 64:
             raise ConfigError(label(self, "workers"), self.workers, "a whole number of at most 64")
         Upstream(self.base_url, api_key=self.api_key)

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from deepseek_resilient.errors import ConfigError
 from deepseek_resilient.gateway.control import Channel
+from deepseek_resilient.gateway.metrics import exposition
 from deepseek_resilient.gateway.pages import Pages
-from deepseek_resilient.gateway.serving import address_of, bind, make_server
+from deepseek_resilient.gateway.serving import address_of, bind, log_to_stderr, make_server
 from deepseek_resilient.gateway.settings import Limits
 from deepseek_resilient.gateway.status import merged
 
@@ -71,6 +72,11 @@ class Worker:
         answered = await self._ask("status")
         return None if answered is None else answered[1]
 
+    async def metrics(self) -> str:
+        """Its exposition; "" where it does not say."""
+        answered = await self._ask("metrics")
+        return "" if answered is None else str(answered[1])
+
     async def end(self, within: float) -> None:
         """Let it drain; kill it where it does not end."""
         process = self._process
@@ -95,7 +101,8 @@ class Worker:
         listening = self._supervisor.listening.fileno()
         try:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "deepseek_resilient.gateway.worker", str(theirs.fileno()), str(listening),
+                sys.executable, "-m", "deepseek_resilient.gateway.worker",
+                str(self.number), str(theirs.fileno()), str(listening),
                 pass_fds=(theirs.fileno(), listening), stdin=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
         finally:
@@ -142,6 +149,7 @@ class Supervisor:
         self._load = load
         self._announce = announce
         self.settings = load()
+        log_to_stderr(self.settings.log)
         self.listening = bind(self.settings.listen)
         try:
             self._admin = bind(self.settings.admin)
@@ -150,7 +158,7 @@ class Supervisor:
             raise
         self.ending = asyncio.Event()
         self._workers = [Worker(number, self) for number in range(self.settings.workers)]
-        self._pages = Pages(self.status, self._is_ready, self.settings.admin_key)
+        self._pages = Pages(self.status, self.metrics, self._is_ready, self.settings.admin_key)
         self._announced = False
 
     async def run(self) -> None:
@@ -182,6 +190,11 @@ class Supervisor:
             "workers": [{"number": worker.number, "ready": worker.ready} for worker in self._workers],
             **merged(known),
         }
+
+    async def metrics(self) -> bytes:
+        """Of all workers together, for Prometheus."""
+        texts = await asyncio.gather(*(worker.metrics() for worker in self._workers))
+        return exposition(texts, (await self.status()).get("tenants", {}))
 
     def report_ready(self) -> None:
         """A worker takes calls."""

@@ -1,7 +1,7 @@
 """A worker: one process with one event loop, one engine and the listening socket that it shares with the others.
 
-`python -m deepseek_resilient.gateway.worker CONTROL LISTENING`: the numbers of two inherited sockets. It gets its
-settings over the first, and ends, after its calls, once told to, or once its supervisor is gone.
+`python -m deepseek_resilient.gateway.worker NUMBER CONTROL LISTENING`: its own number, and those of two inherited
+sockets. It gets its settings over the first, and ends, after its calls, once told to, or once its supervisor is gone.
 """
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ import sys
 
 from deepseek_resilient.gateway.app import Gateway
 from deepseek_resilient.gateway.control import Channel
-from deepseek_resilient.gateway.serving import Server, make_server
+from deepseek_resilient.gateway.metrics import WorkerMetrics
+from deepseek_resilient.gateway.serving import Server, log_to_stderr, make_server
 from deepseek_resilient.gateway.status import Decisions, snapshot
 
 
-async def run(control: socket.socket, listening: socket.socket) -> None:
+async def run(number: int, control: socket.socket, listening: socket.socket) -> None:
     """Serve until told to end."""
     channel = await Channel.over(control)
     first = await channel.receive()
     if first is None:
         return
     settings = first[1]
-    decisions = Decisions()
-    gateway = Gateway(settings, listeners=[decisions])
+    log_to_stderr(settings.log)
+    decisions, metrics = Decisions(), WorkerMetrics(number)
+    gateway = Gateway(settings, listeners=[decisions, metrics.listener], watch=metrics.watch)
     server = make_server(gateway, settings.limits, drain=settings.drain, lifespan=True)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
-    listen = asyncio.create_task(_obey(channel, gateway, server, decisions))
+    listen = asyncio.create_task(_obey(channel, gateway, server, decisions, metrics))
     await asyncio.wait((serving, listen), return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
     await serving
@@ -37,7 +39,9 @@ async def run(control: socket.socket, listening: socket.socket) -> None:
     channel.close()
 
 
-async def _obey(channel: Channel, gateway: Gateway, server: Server, decisions: Decisions) -> None:
+async def _obey(
+    channel: Channel, gateway: Gateway, server: Server, decisions: Decisions, metrics: WorkerMetrics
+) -> None:
     await server.up.wait()
     await channel.send("ready")
     while (message := await channel.receive()) is not None:
@@ -49,20 +53,23 @@ async def _obey(channel: Channel, gateway: Gateway, server: Server, decisions: D
             await channel.send("reloaded")
         elif word == "status":
             await channel.send("status", snapshot(gateway, decisions))
+        elif word == "metrics":
+            await channel.send("metrics", metrics.text())
 
 
 def main() -> None:
     """The process."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the supervisor decides
-    control, listening = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
+    worker = int(sys.argv[1])
+    control, listening = (socket.socket(fileno=int(number)) for number in sys.argv[2:4])
     listening.setblocking(False)
     runner = asyncio.run
     with contextlib.suppress(ImportError):
         import uvloop
 
         runner = uvloop.run
-    runner(run(control, listening))
+    runner(run(worker, control, listening))
 
 
 if __name__ == "__main__":
