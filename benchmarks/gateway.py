@@ -62,7 +62,7 @@ async def app(scope, receive, send):
 WORD = {"model": "deepseek-flash", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def configuration(folder: Path, upstream: str, port: int, digest: str, more: str) -> Path:
+def configuration(folder: Path, upstream: str, port: int, digest: str, more: str, places: int) -> Path:
     """A file with everything on."""
     path = folder / "gateway.toml"
     path.write_text(f"""
@@ -80,20 +80,22 @@ max_concurrency = 5000
 requests_per_minute = 100000000
 dollars_per_day = 1000000
 {more}
+[policy.concurrency]
+initial = {places}
 """)
     return path
 
 
 @contextmanager
 def server(
-    name: str, upstream: str, port: int, *, core: int | None = None, more: str = ""
+    name: str, upstream: str, port: int, *, core: int | None = None, more: str = "", places: int = 20
 ) -> Iterator[tuple[int, str]]:
     """A contender as a process: its id, and the key that it takes."""
     key, digest = make_key()
     with tempfile.TemporaryDirectory() as folder:
         environ = {**os.environ, "UPSTREAM": upstream, "DEEPSEEK_API_KEY": "sk-of-the-company"}
         if name == "gateway":
-            path = configuration(Path(folder), upstream, port, digest, more)
+            path = configuration(Path(folder), upstream, port, digest, more, places)
             command = ["-m", "deepseek_resilient", "gateway", "--config", str(path)]
         else:
             (Path(folder) / "plain.py").write_text(PLAIN)
@@ -136,6 +138,7 @@ async def load(port: int, body: bytes, key: str, *, callers: int, seconds: float
     loop, until = asyncio.get_running_loop(), time.perf_counter() + seconds
     made = []
     for _ in range(callers):
+        await asyncio.sleep(pace / callers)
         _, caller = await loop.create_connection(partial(Caller, request(body, key), until, pace), "127.0.0.1", port)
         made.append(caller)
     await asyncio.wait([caller.ended for caller in made], timeout=seconds + 5)
@@ -263,7 +266,7 @@ async def streams(options: argparse.Namespace) -> None:
     """Idle streams."""
     await asyncio.get_running_loop().create_server(Upstream, "127.0.0.1", 9101, backlog=5000)
     Upstream.hold = asyncio.Event()
-    with server("gateway", "http://127.0.0.1:9101", 9110) as (pid, key):
+    with server("gateway", "http://127.0.0.1:9101", 9110, places=2000) as (pid, key):
         before = memory(pid)
         loading = asyncio.create_task(load(9110, STREAM, key, callers=options.streams, seconds=10.0))
         await asyncio.sleep(9.0)

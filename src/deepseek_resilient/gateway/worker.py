@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -43,6 +44,8 @@ async def _obey(
     channel: Channel, gateway: Gateway, server: Server, decisions: Decisions, metrics: WorkerMetrics
 ) -> None:
     await server.up.wait()
+    gc.freeze()  # what is there now stays: no use to look at it again and again
+    gc.set_threshold(50_000, 20, 100)
     await channel.send("ready")
     while (message := await channel.receive()) is not None:
         word, value = message
