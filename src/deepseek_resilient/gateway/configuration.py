@@ -118,13 +118,13 @@ class _Reader:
         if upstreams:
             policy = replace(policy, routing=replace(policy.routing, upstreams=upstreams))
         self._known("policy", table, [f.name for f in fields(Policy)])
-        return self._make("policy", lambda **changes: replace(policy, **changes), table)
+        return self._make("policy", lambda **changes: replace(policy, **changes), table, Policy)
 
     def _with_part(self, policy: Policy, name: str, said: object) -> Policy:
         field = f"policy.{name}"
         if said is False or said is True:
             part: Any = (getattr(policy, name) or _PARTS[name]()) if said else None
-            return self._make(field, lambda **_: replace(policy, **{name: part}), {})
+            return self._make(field, lambda **_: replace(policy, **{name: part}), {}, Policy)
         table = self._table({name: said}, name, field)
         part = getattr(policy, name) or _PARTS[name]()
         if name == "retry" and "attempts" in table:
@@ -134,7 +134,7 @@ class _Reader:
             table["stop"] = tenacity.stop_after_attempt(attempts)
         known = [f.name for f in fields(_PARTS[name])] + ["attempts"] * (name == "retry")
         self._known(field, table, known)
-        changed: Any = self._make(field, lambda **changes: replace(part, **changes), table)
+        changed: Any = self._make(field, lambda **changes: replace(part, **changes), table, _PARTS[name])
         return replace(policy, **{name: changed})
 
     def _upstream(self, index: int, table: dict[str, Any]) -> Upstream:
@@ -142,7 +142,7 @@ class _Reader:
         self._known(field, table, [*(f.name for f in fields(Upstream) if f.name != "api_key"), "api_key_env"])
         table = dict(table)
         table["api_key"] = self._key(f"{field}.api_key_env", table.pop("api_key_env", None))
-        return self._make(field, lambda **given: Upstream(given.pop("base_url", ""), **given), table)
+        return self._make(field, lambda **given: Upstream(given.pop("base_url", ""), **given), table, Upstream)
 
     def _key(self, field: str, variable: object) -> str | None:
         if variable is None:
@@ -159,10 +159,12 @@ class _Reader:
             raise self._wrong(field, text, 'host and port, as "127.0.0.1:8400" or "[::1]:8400"')
         return self._make(field, Listen, {"host": host.strip("[]"), "port": int(port)})
 
-    def _make(self, field: str, kind: Callable[..., T], table: dict[str, Any]) -> T:
-        if isinstance(kind, type):
-            self._known(field, table, [f.name for f in fields(kind)])
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
+    def _make(self, field: str, kind: Callable[..., T], table: dict[str, Any], like: Any = None) -> T:
+        """What `kind` makes of the table; `like` has the fields of what is made, where that is no class."""
+        made: Any = like or kind
+        types = {f.name: str(f.type) for f in fields(made)}
+        self._known(field, table, list(types))
+        given = {name: _value(types[name], value) for name, value in table.items()}
         try:
             return kind(**given)
         except ConfigError as error:
@@ -202,6 +204,13 @@ class _Reader:
                 return f"{self._name}, line {self._lines[field]}"
             field = field.rpartition(".")[0]
         return self._name
+
+
+def _value(kind: str, said: Any) -> Any:
+    """As a field of that type has it: TOML has no None, so what can be off is `false`."""
+    if said is False and kind.endswith("None"):
+        return None
+    return tuple(said) if isinstance(said, list) else said
 
 
 _HEADER = re.compile(r"\s*(\[\[?)\s*([\w.\"'-]+)\s*\]\]?\s*(#.*)?$")
