@@ -2,6 +2,7 @@
 
     python benchmarks/gateway.py cost       # one worker on one core: calls, chunks, added latency, memory
     python benchmarks/gateway.py storm      # 200 naive callers behind it, an upstream of 40 requests/s
+    python benchmarks/gateway.py refusals   # how many a core can say
     python benchmarks/gateway.py streams    # 2,000 idle streams held open
     python benchmarks/gateway.py memory     # many requests: does the resident memory grow?
 
@@ -62,7 +63,7 @@ async def app(scope, receive, send):
 WORD = {"model": "deepseek-flash", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def configuration(folder: Path, upstream: str, port: int, digest: str, more: str, places: int) -> Path:
+def configuration(folder: Path, upstream: str, port: int, digest: str, more: str, places: int, rate: float) -> Path:
     """A file with everything on."""
     path = folder / "gateway.toml"
     path.write_text(f"""
@@ -77,7 +78,7 @@ keys = ["{digest}"]
 models = ["deepseek-flash"]
 priority = "interactive"
 max_concurrency = 5000
-requests_per_minute = 100000000
+requests_per_minute = {rate}
 dollars_per_day = 1000000
 {more}
 [policy.concurrency]
@@ -88,14 +89,14 @@ initial = {places}
 
 @contextmanager
 def server(
-    name: str, upstream: str, port: int, *, core: int | None = None, more: str = "", places: int = 20
+    name: str, upstream: str, port: int, *, core: int | None = None, more: str = "", places: int = 20, rate: float = 1e8
 ) -> Iterator[tuple[int, str]]:
     """A contender as a process: its id, and the key that it takes."""
     key, digest = make_key()
     with tempfile.TemporaryDirectory() as folder:
         environ = {**os.environ, "UPSTREAM": upstream, "DEEPSEEK_API_KEY": "sk-of-the-company"}
         if name == "gateway":
-            path = configuration(Path(folder), upstream, port, digest, more, places)
+            path = configuration(Path(folder), upstream, port, digest, more, places, rate)
             command = ["-m", "deepseek_resilient", "gateway", "--config", str(path)]
         else:
             (Path(folder) / "plain.py").write_text(PLAIN)
@@ -133,17 +134,21 @@ def _wait_for(port: int) -> None:
             return
 
 
-async def load(port: int, body: bytes, key: str, *, callers: int, seconds: float, pace: float = 0.0) -> list[Caller]:
+async def load(
+    port: int, body: bytes, key: str, *, callers: int, seconds: float, pace: float = 0.0, status: int = 200
+) -> list[Caller]:
     """So many callers at once for so long."""
     loop, until = asyncio.get_running_loop(), time.perf_counter() + seconds
     made = []
     for _ in range(callers):
         await asyncio.sleep(pace / callers)
-        _, caller = await loop.create_connection(partial(Caller, request(body, key), until, pace), "127.0.0.1", port)
+        _, caller = await loop.create_connection(
+            partial(Caller, request(body, key), until, pace, status), "127.0.0.1", port
+        )
         made.append(caller)
     await asyncio.wait([caller.ended for caller in made], timeout=seconds + 5)
     if wrong := sum(caller.wrong for caller in made):
-        raise SystemExit(f"{wrong} answers were not 200")
+        raise SystemExit(f"{wrong} answers were not {status}")
     return made
 
 
@@ -204,6 +209,17 @@ def _has(module: str) -> bool:
     from importlib.util import find_spec
 
     return find_spec(module) is not None
+
+
+async def refusals(options: argparse.Namespace) -> None:
+    """A key that nobody has; a tenant over its rate, with the same request (remembered) and with new ones."""
+    with server("gateway", "http://127.0.0.1:9101", 9110, core=0, rate=1e-3) as (pid, key):
+        await load(9110, CHAT, "nobody", callers=16, seconds=1.0, status=401)
+        for name, said, status in (("no such key", "nobody", 401), ("over its rate", key, 429)):
+            before, began = cpu(pid), time.perf_counter()
+            callers = await load(9110, CHAT, said, callers=16, seconds=options.seconds, status=status)
+            count, spent = sum(len(caller.latencies) for caller in callers), time.perf_counter() - began
+            print(f"{name:14} {count / spent:9,.0f}/s {(cpu(pid) - before) / count * 1e6:7.1f} us of CPU each")
 
 
 async def storm(options: argparse.Namespace) -> None:
@@ -291,7 +307,7 @@ async def grow(options: argparse.Namespace) -> None:
 def main() -> None:
     """The command line."""
     line = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    line.add_argument("what", choices=["cost", "storm", "streams", "memory"])
+    line.add_argument("what", choices=["cost", "refusals", "storm", "streams", "memory"])
     line.add_argument("--rounds", type=int, default=3)
     line.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     line.add_argument("--streams", type=int, default=2000)
@@ -299,9 +315,11 @@ def main() -> None:
     line.add_argument("--patience", type=float, default=600.0, help="of a naive caller, seconds, before it asks anew")
     line.add_argument("--deadline", type=float, help="of the tenant, seconds; less than the callers' patience")
     options = line.parse_args()
-    if options.what == "cost":
+    if options.what in ("cost", "refusals"):
         os.sched_setaffinity(0, {1})
-    uvloop.run({"cost": cost, "storm": storm, "streams": streams, "memory": grow}[options.what](options))
+    uvloop.run(
+        {"cost": cost, "refusals": refusals, "storm": storm, "streams": streams, "memory": grow}[options.what](options)
+    )
 
 
 if __name__ == "__main__":

@@ -79,12 +79,14 @@ class Upstream(asyncio.Protocol):
 
 
 class Caller(asyncio.Protocol):
-    """Asks again and again until the instant `until`; `latencies` in seconds, `chunks` as they were counted."""
+    """Asks again and again until the instant `until`; `latencies` in seconds, `chunks` as they were counted; `wrong`:
+    answers without `status`."""
 
-    def __init__(self, request: bytes, until: float, pace: float = 0.0) -> None:
+    def __init__(self, request: bytes, until: float, pace: float = 0.0, status: int = 200) -> None:
         self._request = request
         self._until = until
         self._pace = pace
+        self._status = b" %d " % status
         self.latencies: list[float] = []
         self.chunks = 0
         self.wrong = 0
@@ -103,7 +105,7 @@ class Caller(asyncio.Protocol):
             if end < 0:
                 return
             head = self._buffer[:end].lower()
-            self.wrong += b" 200 " not in head[:20]
+            self.wrong += self._status not in head[:20]
             at = head.find(b"content-length:")
             self._whole = -1 if at < 0 else end + 4 + int(head[at + 15 :].split(b"\r\n")[0])
         elif self._whole >= 0:
