@@ -2,6 +2,7 @@
 
     POST …/chat/completions, …/completions (FIM), …/responses, …/messages     through the engine
     GET  …/models, …/models/{name}                                            passed through, the tenant's models only
+    any  /check, /check/…                                                     may this caller? (check.py)
     anything else                                                             404: it is no way around the limits
 
 Everything that a caller is told comes in OpenAI's format. One application has one engine and belongs to one event loop.
@@ -21,6 +22,7 @@ from deepseek_resilient.core.refusal import response_of
 from deepseek_resilient.engine import Engine
 from deepseek_resilient.errors import ConfigError, RejectedError
 from deepseek_resilient.events import AttemptCharged, Event
+from deepseek_resilient.gateway.check import check, is_check
 from deepseek_resilient.gateway.outgoing import request_to
 from deepseek_resilient.gateway.relay import Relay, answer
 from deepseek_resilient.gateway.repeats import Repeats
@@ -137,6 +139,9 @@ class Gateway:
     async def _serve(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> None:
         method, path, headers = scope["method"], scope["path"], scope["headers"]
         account = self._who(headers)
+        if is_check(path):
+            await answer(send, *check(account, self.engine, headers, scope["query_string"]))
+            return
         dialect = wire.dialect_of(method, path)
         if not dialect.is_inference and not (method == "GET" and _asks_for_models(path)):
             raise _no_such(method, path)

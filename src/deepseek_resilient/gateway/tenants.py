@@ -90,18 +90,28 @@ class Account:
     def enter(self) -> None:
         """One more call. Raises RateLimitedError; else `leave` must follow."""
         tenant = self.tenant
-        if tenant is not None:
-            if tenant.max_concurrency is not None and self.in_flight >= tenant.max_concurrency:
-                raise _refused(f"{self.in_flight} calls are in flight, max_concurrency is {self.in_flight}", _SOON)
-            if tenant.dollars_per_day is not None and self.spent_today() >= tenant.dollars_per_day:
-                left = _DAY - self._wall() % _DAY
-                raise _refused(f"the ${tenant.dollars_per_day:g} of this day (UTC) are spent", left)
-            if self._limiter is not None:
-                reserved = self._limiter.reserve(self._clock(), patience=0.0)
-                if not isinstance(reserved, Reservation):
-                    wait = reserved if isinstance(reserved, float) else _SOON
-                    raise _refused(f"more than {tenant.requests_per_minute:g} requests per minute", wait)
+        most = None if tenant is None else tenant.max_concurrency
+        if most is not None and self.in_flight >= most:
+            raise _refused(f"{self.in_flight} calls are in flight, max_concurrency is {most}", _SOON)
+        self.take()
         self.in_flight += 1
+
+    def take(self) -> None:
+        """One more request, by money and rate alone: for a check, which is not told when the call ends.
+
+        Raises RateLimitedError.
+        """
+        tenant = self.tenant
+        if tenant is None:
+            return
+        if tenant.dollars_per_day is not None and self.spent_today() >= tenant.dollars_per_day:
+            left = _DAY - self._wall() % _DAY
+            raise _refused(f"the ${tenant.dollars_per_day:g} of this day (UTC) are spent", left)
+        if self._limiter is not None:
+            reserved = self._limiter.reserve(self._clock(), patience=0.0)
+            if not isinstance(reserved, Reservation):
+                wait = reserved if isinstance(reserved, float) else _SOON
+                raise _refused(f"more than {tenant.requests_per_minute:g} requests per minute", wait)
 
     def leave(self) -> None:
         """The call has ended."""
