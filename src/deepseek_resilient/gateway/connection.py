@@ -28,7 +28,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_chunks", "_closing", "_ended", "_failure", "_framed", "_head_size", "_held", "_loop", "_lost",
-        "_parser", "_paused", "_waiter", "fresh", "headers", "idle_since", "status", "transport",
+        "_parser", "_paused", "_surplus", "_waiter", "fresh", "headers", "idle_since", "status", "transport",
     )  # fmt: skip
 
     def __init__(self, lost: Callable[[Connection], None]) -> None:
@@ -47,7 +47,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self.status = 0
         self.headers: RawHeaders = []
-        self._body = self._ended = self._framed = self._paused = False
+        self._body = self._ended = self._framed = self._paused = self._surplus = False
         self._failure: Failure | None = None
         self._held = self._head_size = 0
         self._chunks.clear()
@@ -166,8 +166,15 @@ class Connection(asyncio.Protocol):
 
     # of httptools
 
+    def on_message_begin(self) -> None:
+        """A reply; one that nobody asked for, where one has ended: its bytes are nobody's."""
+        if self._ended:
+            self._closing = self._surplus = True
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
+        if self._surplus:
+            return
         self.headers.append((name, value))
         lowered = name.lower()
         if lowered == b"content-length" or (lowered == b"transfer-encoding" and b"chunked" in value.lower()):
@@ -175,6 +182,8 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """The head, or that of an interim reply."""
+        if self._surplus:
+            return
         status = self._parser.get_status_code()
         if status < 200:
             self.headers, self._framed = [], False
@@ -186,6 +195,8 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
+        if self._surplus:
+            return
         self._chunks.append(data)
         self._held += len(data)
         if self._held > _HIGH and not self._paused:
@@ -195,7 +206,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The end, unless it was an interim reply."""
-        if self._body:
+        if self._body and not self._surplus:
             self._ended = True
             self._closing = self._closing or not self._parser.should_keep_alive()
             self._wake()

@@ -95,11 +95,11 @@ class Relay:
             response: Response | None = None
             try:
                 response = await call.start()
+                if response.body is None and change is not None:
+                    response.body = change(b"".join([chunk async for chunk in call.chunks()]))
             except FailedError as failed:
                 response = Response(failed.status, [JSON], failed.body)
             await self._stop_comments(timer)
-            if response.body is None and change is not None:
-                response.body = change(b"".join([chunk async for chunk in call.chunks()]))
             if response.body is None:
                 await self._stream(response, call)
             elif refuse is not None and not self._begun and "resilience_error" in response.extensions:
