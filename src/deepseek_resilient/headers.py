@@ -53,8 +53,8 @@ def told(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
     told: dict[str, Any] = {}
     if (wished := found.get(_MAX_RETRIES)) is not None:
         if not (wished.isascii() and wished.isdigit()):
-            raise ConfigError(MAX_RETRIES_HEADER, wished, "a whole number of at least 0")
-        told["max_retries"] = int(wished)
+            raise ConfigError(MAX_RETRIES_HEADER, wished[:64], "a whole number of at least 0")
+        told["max_retries"] = int(wished[:9])
     if (priority := found.get(PRIORITY_HEADER)) is not None:
         told["priority"] = Priority.parse(priority, PRIORITY_HEADER.decode())
     if (attempt := found.get(_ATTEMPT)) is not None:

@@ -151,6 +151,7 @@ def test_a_caller_that_does_not_read_is_let_go(folder: Path) -> None:
             upstream, _ = server.accept()
             with upstream:
                 upstream.settimeout(10)
+                assert upstream.recv(65536).startswith(b"POST ")  # whoever speaks first is hung up on
                 upstream.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
                 with pytest.raises((BrokenPipeError, ConnectionResetError)):
                     pour(upstream, event)

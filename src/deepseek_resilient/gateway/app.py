@@ -3,7 +3,8 @@
     POST …/chat/completions, …/completions (FIM), …/responses, …/messages     through the engine
     GET  …/models, …/models/{name}                                            passed through, the tenant's models only
     any  /check, /check/…                                                     may this caller? (check.py)
-    anything else                                                             404: it is no way around the limits
+    GET  /openapi.json                                                        what is here, without a key
+    anything else                                                             404, 405: it is no way around the limits
 
 Everything that a caller is told comes in OpenAI's format. One application has one engine and belongs to one event loop.
 """
@@ -11,6 +12,7 @@ Everything that a caller is told comes in OpenAI's format. One application has o
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from deepseek_resilient.engine import Engine
 from deepseek_resilient.errors import ConfigError, RejectedError
 from deepseek_resilient.events import AttemptCharged, Event
 from deepseek_resilient.gateway.check import check, is_check
+from deepseek_resilient.gateway.openapi import document
 from deepseek_resilient.gateway.outgoing import request_to
 from deepseek_resilient.gateway.relay import Relay, answer
 from deepseek_resilient.gateway.repeats import Repeats
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from deepseek_resilient.drivers.aio import AsyncSender
     from deepseek_resilient.events import Listener
     from deepseek_resilient.gateway.settings import GatewaySettings
+
+log = logging.getLogger("deepseek_resilient.gateway")
 
 JSON = (b"content-type", b"application/json")
 _CLOSE = (b"connection", b"close")
@@ -92,6 +97,8 @@ class Gateway:
                 await self._serve(scope, receive, send)
             except Problem as problem:
                 await answer(send, problem.status, problem.body, problem.headers)
+            except Exception as error:
+                await _confess(send, error)
             finally:
                 self.in_flight -= 1
         elif scope["type"] == "lifespan":
@@ -138,6 +145,9 @@ class Gateway:
 
     async def _serve(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> None:
         method, path, headers = scope["method"], scope["path"], scope["headers"]
+        if path == "/openapi.json" and method == "GET":
+            await answer(send, 200, document(), [JSON])
+            return
         account = self._who(headers)
         if is_check(path):
             await answer(send, *check(account, self.engine, headers, scope["query_string"]))
@@ -195,30 +205,25 @@ class Gateway:
         for name, value in headers:
             if name == b"content-length" and value.isdigit() and int(value[:18]) > longest:
                 raise _too_long(longest)
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body"):
-            if len(body) > longest:
-                raise _too_long(longest)
-            return body
-        parts = [body]
-        size = len(body)
+        parts: list[bytes] = []
+        size = 0
+        more = True
         try:
             async with asyncio.timeout(limits.body_timeout):
-                while message.get("more_body"):
+                while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise Problem(
-                            400, "invalid_request_error", "The request ended before its body was whole", close=True
-                        )
+                        told = "The request ended before its body was whole"
+                        raise Problem(400, "invalid_request_error", told, close=True)
                     parts.append(message.get("body", b""))
+                    more = message.get("more_body", False)
                     size += len(parts[-1])
                     if size > longest:
                         raise _too_long(longest)
         except TimeoutError:
             told = f"The body did not come within {limits.body_timeout:g} s"
             raise Problem(408, "timeout", told, close=True) from None
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _limits(self, account: Account, headers: RawHeaders) -> dict[str, Any]:
         """What a request says of itself, as far as its tenant may."""
@@ -242,7 +247,7 @@ class Gateway:
         body: bytes, limits: dict[str, Any], repeats: Repeats,
     ) -> None:  # fmt: skip
         settings, path = self.settings, scope["path"]
-        if account.models and wire.identify("POST", path, body)[0].model not in account.models:
+        if account.models and _model_of(body) not in account.models:
             told = f"Your models at this gateway are {', '.join(sorted(account.models))}"
             raise Problem(403, "permission_error", told)
         request = request_to(
@@ -274,9 +279,10 @@ class Gateway:
         request = request_to(settings.base_url, settings.api_key, "GET", scope["path"], b"", scope["headers"], b"")
         request.plain = True
         only = account.models
-        if only and not scope["path"].endswith("/models") and scope["path"].rpartition("/")[2] not in only:
+        name = scope["path"].rstrip("/").rpartition("/models")[2][1:]
+        if only and name and name not in only:
             raise _no_such("GET", scope["path"])
-        change = partial(_only, only) if only else None
+        change = partial(_only, only) if only and not name else None
         await self._relay(receive, send).run(self.engine.call(request), self._senders(), stream=False, change=change)
 
     def _relay(self, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> Relay:
@@ -302,7 +308,31 @@ _NO_KEY = "This gateway asks for a key: send it as `Authorization: Bearer KEY` (
 
 
 def _asks_for_models(path: str) -> bool:
-    return path.rstrip("/").endswith("/models") or "/models/" in path
+    _, found, name = path.rstrip("/").rpartition("/models")
+    if not found or not name:
+        return bool(found)
+    return name[0] == "/" and not {"", ".", ".."} & set(name[1:].split("/"))  # up and away, with our key
+
+
+def _model_of(body: bytes) -> object:
+    """The model that a call asks for, read so that no server can read another one."""
+    try:
+        fields = jiter.from_json(body, catch_duplicate_keys=True)
+    except ValueError as error:
+        told = f"The body is not the JSON of a call: {error}"
+        raise Problem(400, "invalid_request_error", told) from None
+    model = fields.get("model") if isinstance(fields, dict) else None
+    return model if isinstance(model, str) else None
+
+
+async def _confess(send: Callable[..., Any], error: Exception) -> None:
+    """Tell the caller of a bug of ours, and the log where it is."""
+    told = "The gateway has made a mistake; its log has more"
+    try:
+        await answer(send, 500, wire.error_body(told, "server_error"), [JSON])
+    except RuntimeError:  # the answer has begun: the server ends it, and logs
+        raise error from None
+    log.error("a mistake of the gateway itself", exc_info=error)
 
 
 def _only(models: frozenset[str], body: bytes) -> bytes:
@@ -327,5 +357,10 @@ def _too_long(longest: int) -> Problem:
 
 
 def _no_such(method: str, path: str) -> Problem:
+    allowed = b"POST" if wire.dialect_of("POST", path).is_inference else b"GET" if _asks_for_models(path) else b""
+    if allowed and method.encode() != allowed:
+        problem = Problem(405, "invalid_request_error", f"Only {allowed.decode()} is possible here")
+        problem.headers.append((b"allow", allowed))
+        return problem
     shown = path[:100] if path.isprintable() else "(not printable)"
     return Problem(404, "not_found", f"There is no {method} {shown} at this gateway")

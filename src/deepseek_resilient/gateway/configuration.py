@@ -9,6 +9,7 @@
     [policy]             preset, and the fields of `Policy`; [policy.cache] and so on: the fields of its parts
 
 A key stands in a variable, never in the file. The variables of `Policy.from_env` count where the file is silent.
+Where neither says anything of the cache, identical calls of one tenant that are in flight together share one answer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from deepseek_resilient.config import Policy, Upstream
 from deepseek_resilient.config.environment import ENV_PREFIX, PRESETS
 from deepseek_resilient.config.policy import PARTS
 from deepseek_resilient.errors import ConfigError
-from deepseek_resilient.gateway.settings import GatewaySettings, Limits, Listen, Tenant
+from deepseek_resilient.gateway.settings import SHARING, GatewaySettings, Limits, Listen, Tenant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -66,7 +67,13 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> GatewaySettings
 
 def default(environ: Mapping[str, str] = os.environ) -> GatewaySettings:
     """Without a file: on loopback, for whoever is on this machine, with the key in the environment."""
-    return GatewaySettings(api_key=environ.get(KEY_VARIABLE) or None, policy=Policy.from_env(environ))
+    policy = _sharing(Policy.from_env(environ), environ)
+    return GatewaySettings(api_key=environ.get(KEY_VARIABLE) or None, policy=policy)
+
+
+def _sharing(policy: Policy, environ: Mapping[str, str]) -> Policy:
+    """With calls in flight shared, unless something is said about answers."""
+    return policy if policy.cache or f"{ENV_PREFIX}CACHE" in environ else replace(policy, cache=SHARING)
 
 
 class _Reader:
@@ -114,6 +121,8 @@ class _Reader:
         parts = {name: table.pop(name) for name in list(table) if name in _PARTS}
         for name, said in parts.items():
             policy = self._with_part(policy, name, said)
+        if "cache" not in parts:
+            policy = _sharing(policy, environ)
         upstreams = tuple(self._upstream(index, entry) for index, entry in self._tables(data, "upstreams"))
         if upstreams:
             policy = replace(policy, routing=replace(policy.routing, upstreams=upstreams))

@@ -33,6 +33,7 @@ NOT_PASSED_BACK = frozenset(
     )
 )  # fmt: skip
 _READABLE = b"gzip, deflate"
+_SHORT = 200
 
 
 class Place(NamedTuple):
@@ -92,14 +93,19 @@ def request_to(
     )
 
 
-@lru_cache(maxsize=1024)
 def _credentials(key: str | None, path: str) -> bytes:
     name = "x-api-key: " if path.endswith("/messages") else "authorization: Bearer "
     return f"{name}{key or 'none'}\r\n".encode("ascii")
 
 
-@lru_cache(maxsize=1024)
 def _address(base_url: str, method: str, path: str, query: bytes) -> tuple[Place, str, str, bytes]:
+    """Remembered where it is short: what callers make up does not fill the memory."""
+    make = _address_of if len(path) + len(query) <= _SHORT else _address_of.__wrapped__
+    return make(base_url, method, path, query)
+
+
+@lru_cache(maxsize=1024)
+def _address_of(base_url: str, method: str, path: str, query: bytes) -> tuple[Place, str, str, bytes]:
     if wire.dialect_of(method, path).is_inference:
         parts = urlsplit(wire.address_of(base_url, path))
     else:

@@ -33,7 +33,7 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
         """One connection."""
 
         _bytes = _count = 0
-        _in_head = True
+        _waits = True  # for a head: its first line, the rest of it, or whatever comes between two requests
         _status = 400
         _timer: asyncio.TimerHandle | None = None
         _writing: asyncio.TimerHandle | None = None
@@ -66,13 +66,13 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
             if self.transport.is_closing():
                 return
             super().data_received(data)
-            if self._in_head and self._bytes and self._timer is None:
+            if self._waits and self._timer is None and not self.transport.is_closing():
                 self._timer = self.loop.call_later(limits.header_timeout, self._too_slow)
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
             self._bytes = self._count = 0
-            self._in_head = True
+            self._waits = True
 
         def on_url(self, url: bytes) -> None:
             self._take(len(url))
@@ -84,12 +84,26 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
             super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
-            self._in_head = False
+            self._waits = False
             self._stop()
             super().on_headers_complete()
 
+        def on_message_complete(self) -> None:
+            super().on_message_complete()
+            if self._waits:  # that was the rest of a body that nobody wanted
+                self._stop()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.cycle.response_complete:
+                self._waits = True
+
         def send_400_response(self, msg: str) -> None:
             if self.transport.is_closing():
+                return
+            cycle = self.cycle
+            if cycle is not None and cycle.response_started and not cycle.response_complete:
+                self.transport.close()  # in the middle of an answer nothing else can be said
                 return
             told = {431: "The head of the request is over the limits of this gateway"}.get(self._status, msg)
             body = wire.error_body(told, "invalid_request_error" if self._status < 500 else "overloaded")

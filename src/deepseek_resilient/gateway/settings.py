@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from deepseek_resilient import wire
-from deepseek_resilient.config import Policy, Priority, Upstream
+from deepseek_resilient.config import CachePolicy, Policy, Priority, Upstream
 from deepseek_resilient.config.checks import label, number, whole
 from deepseek_resilient.errors import ConfigError
 
@@ -130,6 +130,15 @@ class Limits:
             number(self, name, 0, above=True, optional=True)
 
 
+SHARING = CachePolicy(calls="all", lifetime=0.0, stale_if_error=0.0)
+"""Identical calls of one tenant that are in flight together are one call upstream; no answer is kept."""
+
+
+def default_policy() -> Policy:
+    """What the engine does where nothing is said: as everywhere, and with `SHARING`."""
+    return Policy(cache=SHARING)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
     """Everything a gateway is told.
@@ -142,7 +151,9 @@ class GatewaySettings:
         open: whether callers need no key; only where there is no tenant.
         base_url: of the upstream; where the policy routes to several, they go before it.
         api_key: the upstream's. Never shown.
-        tenants: who may call. limits: what one request may take. policy: what the engine does.
+        tenants: who may call. limits: what one request may take.
+        policy: what the engine does. By default identical calls of a tenant in flight share one answer, also where
+            their temperature is not 0 (`SHARING`); `cache = false` in the file's [policy] ends that.
         log: "text" or "json": lines on standard error.
         growth: a request repeated before its Retry-After is over gets one this many times as long, 1 to 10.
         longest_refusal: the longest such Retry-After, seconds, > 0.
@@ -158,7 +169,7 @@ class GatewaySettings:
     api_key: str | None = field(default=None, repr=False)
     tenants: tuple[Tenant, ...] = ()
     limits: Limits = field(default_factory=Limits)
-    policy: Policy = field(default_factory=Policy)
+    policy: Policy = field(default_factory=default_policy)
     log: str = "text"
     growth: float = 2.0
     longest_refusal: float = 60.0

@@ -63,7 +63,6 @@ def snapshot(gateway: Gateway, decisions: Decisions) -> dict[str, Any]:
         "tenants": {
             account.name: {
                 **asdict(account.counts),
-                "in_flight": account.in_flight,
                 "spent_today": account.spent_today(),
                 "models": sorted(account.models),
             }

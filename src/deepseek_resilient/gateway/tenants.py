@@ -43,7 +43,7 @@ def digest_of(key: bytes) -> str:
 
 @dataclass(slots=True)
 class Counts:
-    """What a tenant did since the start. `amplification`: requests per request that was a first try."""
+    """What a tenant did since the start, and does. `amplification`: requests per request that was a first try."""
 
     requests: int = 0
     repeats: int = 0
@@ -51,6 +51,7 @@ class Counts:
     answered: int = 0
     failed: int = 0
     hung_up: int = 0
+    in_flight: int = 0
 
     @property
     def amplification(self) -> float:
@@ -70,7 +71,6 @@ class Account:
         self.deadline = None if tenant is None else tenant.deadline
         self.models = frozenset(() if tenant is None else tenant.models)
         self.counts = Counts()
-        self.in_flight = 0
         self.spent = 0.0
         self._clock = clock
         self._wall = wall
@@ -83,9 +83,15 @@ class Account:
 
     def adopt(self, older: Account) -> None:
         """Go on where the account of the same tenant was before the settings changed."""
-        self.counts, self.in_flight, self.spent, self._day = older.counts, older.in_flight, older.spent, older._day
+        self.counts = older.counts  # one for both: calls in flight still leave by the older account
+        self.spent, self._day = older.spent, older._day
         if older.tenant is not None and self.tenant is not None and _same_rate(older.tenant, self.tenant):
             self._limiter = older._limiter
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that have entered and not left."""
+        return self.counts.in_flight
 
     def enter(self) -> None:
         """One more call. Raises RateLimitedError; else `leave` must follow."""
@@ -94,7 +100,7 @@ class Account:
         if most is not None and self.in_flight >= most:
             raise _refused(f"{self.in_flight} calls are in flight, max_concurrency is {most}", _SOON)
         self.take()
-        self.in_flight += 1
+        self.counts.in_flight += 1
 
     def take(self) -> None:
         """One more request, by money and rate alone: for a check, which is not told when the call ends.
@@ -115,7 +121,7 @@ class Account:
 
     def leave(self) -> None:
         """The call has ended."""
-        self.in_flight -= 1
+        self.counts.in_flight -= 1
 
     def charge(self, cost: float) -> None:
         """An attempt of a call cost so much, US dollars. Thread-safe."""
@@ -155,6 +161,8 @@ class Accounts:
         for name, account in self.by_name.items():
             if name in older.by_name:
                 account.adopt(older.by_name[name])
+        if self.everybody is not None and older.everybody is not None:
+            self.everybody.adopt(older.everybody)
 
     def find(self, key: bytes | None) -> Account | None:
         """Whose key it is; None for nobody's."""
