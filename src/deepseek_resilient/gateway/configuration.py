@@ -101,6 +101,7 @@ class _Reader:
         wanted["api_key"] = self._key("upstream.api_key_env", upstream.get("api_key_env"))
         if "base_url" in upstream:
             wanted["base_url"] = upstream["base_url"]
+            self._make("upstream", Upstream, {"base_url": upstream["base_url"]})
         wanted["tenants"] = tuple(
             self._make(f"tenants[{index}]", Tenant, table) for index, table in self._tables(data, "tenants")
         )
