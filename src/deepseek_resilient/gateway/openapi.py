@@ -40,8 +40,8 @@ _UPSTREAM = {
 def document() -> bytes:
     """The document as JSON."""
     paths: dict[str, Any] = {path: {"post": _call(*said)} for path, said in _CALLS.items()}
-    paths["/v1/models"] = {"get": _operation("The tenant's models", _content({"type": "object"}), _UPSTREAM)}
-    named = _operation("One model", _content({"type": "object"}), _UPSTREAM)
+    paths["/v1/models"] = {"get": _operation("The tenant's models", _content({"type": "object"}))}
+    named = _operation("One model", _content({"type": "object"}))
     named["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": _word()}]
     paths["/v1/models/{model}"] = {"get": named}
     paths["/openapi.json"] = {
@@ -59,7 +59,8 @@ def document() -> bytes:
                 "title": "deepseek-resilient gateway",
                 "version": __version__,
                 "description": "DeepSeek's API as OpenAI's and Anthropic's SDKs speak it. Bodies and answers are passed"
-                " on as they are: fields that are not named here are the upstream's business.",
+                " on as they are: fields that are not named here are the upstream's business. A gateway without tenants"
+                " asks for no key.",
             },
             "security": [{"key": []}, {"x-api-key": []}],
             "paths": paths,
@@ -83,23 +84,23 @@ def _call(summary: str, required: list[str], content: str) -> dict[str, Any]:
         "max_tokens": {"type": "integer", "minimum": 1},
     }
     answers = {**_content({"type": "object"}), "text/event-stream": {"schema": {"type": "string"}}}
-    operation = _operation(summary, answers, _UPSTREAM)
+    operation = _operation(summary, answers)
     body = {"type": "object", "required": required, "properties": fields}
     operation["requestBody"] = {"required": True, "content": _content(body)}
     operation["parameters"] = [
         {
             "name": "x-resilient-deadline",
             "in": "header",
-            "description": "Seconds that the caller waits",
-            "schema": {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$"},
+            "description": "Seconds that the caller waits; then 504",
+            "schema": {"type": "string", "pattern": r"^[1-9][0-9]{0,8}(\.[0-9]{1,9})?$"},
         }
     ]
     return operation
 
 
-def _operation(summary: str, answers: dict[str, Any], more: dict[int, str]) -> dict[str, Any]:
+def _operation(summary: str, answers: dict[str, Any]) -> dict[str, Any]:
     responses: dict[str, Any] = {"200": {"description": "DeepSeek's answer", "content": answers}}
-    for status, description in sorted({**_OURS, **_LATER, **more}.items()):
+    for status, description in sorted({**_OURS, **_LATER, **_UPSTREAM}.items()):
         said: dict[str, Any] = {"description": description, "content": _content(_reference())}
         if status in _LATER:
             said["headers"] = {"retry-after": {"schema": {"type": "number"}, "description": "Seconds"}}
