@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from pathlib import Path
 
-CHAT = b'{"model":"deepseek-flash","messages":[{"role":"user","content":"' + b"x" * 900 + b'"}]}'
+NUMBER = b"00000000"
+"""Stands for a number of the request's own, else calls in flight would be shared."""
+CHAT = b'{"model":"deepseek-flash","messages":[{"role":"user","content":"' + NUMBER + b"x" * 892 + b'"}]}'
 STREAM = CHAT[:-1] + b',"stream":true}'
 ANSWER = (
     b'{"id":"1","object":"chat.completion","created":1,"model":"deepseek-flash","choices":[{"index":0,"message":'
@@ -22,6 +25,7 @@ CHUNK = (
 LAST = CHUNK.replace(b'{"content":" word"}', b"{}").replace(b'"finish_reason":null', b'"finish_reason":"stop"')
 DONE = b"data: [DONE]\n\n"
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+_numbers = itertools.count()
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -83,7 +87,7 @@ class Caller(asyncio.Protocol):
     answers without `status`."""
 
     def __init__(self, request: bytes, until: float, pace: float = 0.0, status: int = 200) -> None:
-        self._request = request
+        self._before, self._after = request.split(NUMBER)
         self._until = until
         self._pace = pace
         self._status = b" %d " % status
@@ -134,7 +138,7 @@ class Caller(asyncio.Protocol):
         self._buffer = b""
         self._whole: int | None = None
         self._began = time.perf_counter()
-        self._transport.write(self._request)  # type: ignore[attr-defined]
+        self._transport.write(b"%b%08d%b" % (self._before, next(_numbers), self._after))  # type: ignore[attr-defined]
 
 
 def request(body: bytes, key: str) -> bytes:
