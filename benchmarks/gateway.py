@@ -83,6 +83,7 @@ dollars_per_day = 1000000
 {more}
 [policy.concurrency]
 initial = {places}
+maximum = {max(places, 2000)}
 """)
     return path
 
@@ -282,7 +283,7 @@ async def streams(options: argparse.Namespace) -> None:
     """Idle streams."""
     await asyncio.get_running_loop().create_server(Upstream, "127.0.0.1", 9101, backlog=5000)
     Upstream.hold = asyncio.Event()
-    with server("gateway", "http://127.0.0.1:9101", 9110, places=2000) as (pid, key):
+    with server("gateway", "http://127.0.0.1:9101", 9110, places=10_000) as (pid, key):
         before = memory(pid)
         loading = asyncio.create_task(load(9110, STREAM, key, callers=options.streams, seconds=10.0))
         await asyncio.sleep(9.0)

@@ -150,6 +150,8 @@ class Supervisor:
         self._announce = announce
         self.settings = load()
         log_to_stderr(self.settings.log)
+        if self.settings.api_key is None and not self.settings.policy.routing.upstreams:
+            log.warning("no key: DEEPSEEK_API_KEY is not set, so the upstream may refuse every call")
         self.listening = bind(self.settings.listen)
         try:
             self._admin = bind(self.settings.admin)
