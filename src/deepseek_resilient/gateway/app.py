@@ -168,6 +168,7 @@ class Gateway:
             if known is not None:
                 account.counts.repeats += not limits.get("retries_above")
                 account.counts.refused += 1
+                account.counts.remembered += 1
                 refusal, wait = known
                 await answer(send, refusal.status, refusal.body, [*refusal.headers, _retry_after(wait)])
                 return
@@ -175,6 +176,7 @@ class Gateway:
             account.enter()
         except RejectedError as error:
             account.counts.refused += 1
+            account.counts.limited += 1
             await self._refuse(send, repeats, key or repeats.key_of(account.name, path, body), response_of(error))
             return
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from deepseek_resilient.events import (
     GateClosed,
     LoadChanged,
     LocalModelChanged,
+    ModelChanged,
     RetriesAbove,
     RetryStopped,
 )
@@ -24,27 +25,64 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.runtime import TargetStatistics
     from deepseek_resilient.gateway.app import Gateway
 
-_TOLD = (
-    CallRefused, CallSimplified, CircuitChanged, GateClosed, LoadChanged, LocalModelChanged, RetriesAbove, RetryStopped,
-)  # fmt: skip
 _KEPT = 50
 
 
 class Decisions:
-    """The last things that the engine decided, with reasons; a listener."""
+    """The last things that the engine decided, with reasons; a listener. What happens again is kept once, with its
+    count: an hour of refusals does not push out the circuit that opened."""
 
     def __init__(self) -> None:
-        self._last: deque[Event] = deque(maxlen=_KEPT)
+        self._last: OrderedDict[tuple[str, str], tuple[float, int, str]] = OrderedDict()
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, _TOLD):
-            self._last.append(event)
+        told = _told(event)
+        if told is None:
+            return
+        text, detail = told
+        key = type(event).__name__, text
+        known = self._last.pop(key, None)
+        self._last[key] = event.at, 1 if known is None else known[1] + 1, detail
+        if len(self._last) > _KEPT:
+            self._last.popitem(last=False)
 
     def last(self, now: float) -> list[dict[str, Any]]:
-        """Newest first, with how many seconds ago."""
+        """Newest first: how many seconds ago, how often since the start, and in words; `detail`: of the last time."""
         return [
-            {"ago": now - event.at, "kind": type(event).__name__, "text": str(event)} for event in reversed(self._last)
+            {"ago": now - at, "kind": kind, "count": count, "text": text, "detail": detail}
+            for (kind, text), (at, count, detail) in reversed(self._last.items())
         ]
+
+
+def _told(event: Event) -> tuple[str, str] | None:
+    """A decision in words, and the details that differ each time; None for what is none."""
+    match event:
+        case CallRefused():
+            again = "" if event.retry_after is None else f"retry after {event.retry_after:.1f} s"
+            return f"call refused by {event.step}{_at(event.target)}", again
+        case CallSimplified():
+            return f"call simplified{_at(event.target)}: {', '.join(event.changed)}", f"level {event.level}"
+        case CircuitChanged():
+            broken = f"for {event.break_for:.1f} s" if event.break_for else ""
+            return f"circuit went from {event.old} to {event.new}{_at(event.target)}", broken
+        case GateClosed():
+            return f"gate closed{_at(event.target)}: {event.reason}", f"for {event.seconds:.1f} s"
+        case LoadChanged():
+            return f"load level went from {event.old} to {event.new}{_at(event.target)}", f"load {event.load:.0%}"
+        case LocalModelChanged():
+            return f"local model {event.model} is {event.state}", event.detail
+        case ModelChanged():
+            return f"answers name another model{_at(event.target)}: {event.new}", f"before: {event.old}"
+        case RetriesAbove():
+            return f"callers retry too ({event.sign})", event.remedy
+        case RetryStopped() if event.why != "futile":  # that is for an error of the caller: nothing was decided
+            return f"no further attempt ({event.why}): {event.reason}", f"after attempt {event.attempt}"
+        case _:
+            return None
+
+
+def _at(target: str) -> str:
+    return f" at {target}" if target else ""
 
 
 def snapshot(gateway: Gateway, decisions: Decisions) -> dict[str, Any]:
@@ -88,6 +126,7 @@ def _target(target: TargetStatistics) -> dict[str, Any]:
         "waiting": 0 if places is None else places.queued,
         "level": 0 if load is None else load.level,
         "load": 0.0 if load is None else load.load,
+        "model": target.served_model,
     }
 
 
@@ -112,7 +151,9 @@ def _add(total: dict[str, Any], more: dict[str, Any]) -> None:
         elif isinstance(value, list):
             total[name] = value
         elif isinstance(value, str):
-            total[name] = max((total.get(name, ""), value), key=_worse)
+            total[name] = (
+                max((total.get(name, ""), value), key=_worse) if name == "breaker" else value or total.get(name, "")
+            )
         elif name in _GREATEST:
             total[name] = max(total.get(name, 0.0), value)
         else:

@@ -162,6 +162,7 @@ class Supervisor:
         self._workers = [Worker(number, self) for number in range(self.settings.workers)]
         self._pages = Pages(self.status, self.metrics, self._is_ready, self.settings.admin_key)
         self._announced = False
+        self._address = address_of(self.listening)
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT."""
@@ -189,6 +190,7 @@ class Supervisor:
         known = [status for status in told if status is not None]
         return {
             "ready": self._is_ready(),
+            "address": self._address,
             "workers": [{"number": worker.number, "ready": worker.ready} for worker in self._workers],
             **merged(known),
         }

@@ -43,11 +43,14 @@ def digest_of(key: bytes) -> str:
 
 @dataclass(slots=True)
 class Counts:
-    """What a tenant did since the start, and does. `amplification`: requests per request that was a first try."""
+    """What a tenant did since the start, and does. Of the refused, `limited` were beyond its own limits, and
+    `remembered` repeated what had just been refused. `amplification`: requests per request that was a first try."""
 
     requests: int = 0
     repeats: int = 0
     refused: int = 0
+    limited: int = 0
+    remembered: int = 0
     answered: int = 0
     failed: int = 0
     hung_up: int = 0
