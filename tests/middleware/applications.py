@@ -2,7 +2,8 @@
 
 /chat     one call                    /stream   the pieces of a streamed answer, as they come
 /seen     what surrounds the request  /late     begins an answer, then fails with an error of ours
-/foreign  a bug                       /wrong    a call that the guard refuses
+/foreign  a bug                       /wrong    a call that the server refuses
+/called   one call, then what surrounds the request
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 CHAT: dict[str, Any] = {"model": "deepseek-flash", "messages": [{"role": "user", "content": "hi"}]}
 WRONG: dict[str, Any] = {"model": "deepseek-flash", "messages": []}
-PATHS = ("chat", "seen", "foreign", "wrong")
+PATHS = ("chat", "seen", "called", "foreign", "wrong")
 
 django_settings.configure(
     ALLOWED_HOSTS=["127.0.0.1"],
@@ -75,6 +76,10 @@ class Blocking:
     def seen(self) -> str:
         return surroundings()
 
+    def called(self) -> str:
+        self.chat()
+        return surroundings()
+
     def foreign(self) -> str:
         raise ValueError("a bug")
 
@@ -104,6 +109,10 @@ class Awaited:
         await asyncio.sleep(0)
         return surroundings()
 
+    async def called(self) -> str:
+        await self.chat()
+        return surroundings()
+
     async def foreign(self) -> str:
         raise ValueError("a bug")
 
@@ -123,6 +132,24 @@ class Served:
     def __init__(self) -> None:
         self.url = ""
         self.door: Any = None
+        self._left = threading.Condition()
+
+    def note(self, door: Any) -> None:
+        """This is the door: who waits in `emptied` is told of everyone that leaves."""
+        leave = door.leave
+
+        def noted() -> None:
+            leave()
+            with self._left:
+                self._left.notify_all()
+
+        door.leave = noted
+        self.door = door
+
+    def emptied(self) -> bool:
+        """Whether nobody is inside any more, at the latest after 10 s."""
+        with self._left:
+            return self._left.wait_for(lambda: self.door.inside == 0, 10.0)
 
 
 @contextlib.contextmanager
@@ -191,7 +218,7 @@ def _noted(served: Served) -> type[ResilienceMiddleware]:
     class Noted(ResilienceMiddleware):
         def __init__(self, app: Any, **options: Any) -> None:
             super().__init__(app, **options)
-            served.door = self.door
+            served.note(self.door)
 
     return Noted
 
@@ -204,7 +231,7 @@ def _flask(_: Any, work: Blocking, served: Served, options: dict[str, Any]) -> A
     app.add_url_rule("/stream", "stream", lambda: flask.Response(work.stream()))
     app.add_url_rule("/late", "late", lambda: flask.Response(work.late()))
     middleware = WsgiResilienceMiddleware(app.wsgi_app, **options)
-    served.door = middleware.door
+    served.note(middleware.door)
     return middleware
 
 
@@ -232,7 +259,7 @@ def _django_asgi(stack: contextlib.ExitStack, work: Awaited, served: Served, opt
 
     def streamed(name: str) -> Callable[..., Any]:
         async def view(request: Any) -> Any:
-            return StreamingHttpResponse(getattr(work, name)())
+            return StreamingHttpResponse(_closing(request, getattr(work, name)()))
 
         return view
 
@@ -241,13 +268,20 @@ def _django_asgi(stack: contextlib.ExitStack, work: Awaited, served: Served, opt
     return _remember_door(served, ASGIHandler)
 
 
+async def _closing(request: Any, chunks: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Django leaves a request open whose body failed, and with it a file, which is then found in a later test."""
+    with contextlib.closing(request):
+        async for chunk in chunks:
+            yield chunk
+
+
 def _remember_door(served: Served, handler: Callable[[], Any]) -> Any:
     from deepseek_resilient.middleware import django as adapter
 
     class Noted(adapter.ResilienceMiddleware):
         def __init__(self, get_response: Any) -> None:
             super().__init__(get_response)
-            served.door = self.door
+            served.note(self.door)
 
     original, adapter.ResilienceMiddleware = adapter.ResilienceMiddleware, Noted  # type: ignore[misc]
     try:

@@ -21,6 +21,8 @@ from deepseek_resilient.middleware.door import Door
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from deepseek_resilient.middleware.door import Visit
+
 
 class WsgiResilienceMiddleware:
     """A WSGI application around `app`. A request is inside until its body was read or closed.
@@ -49,15 +51,42 @@ class WsgiResilienceMiddleware:
             begun = True
             return start_response(*arguments)
 
+        def answered(error: BaseException) -> list[bytes] | None:
+            answer = None if begun else answer_to(error)
+            return None if answer is None else _start(environ, start_response, answer)
+
         try:
             with within(visit.surroundings):
-                return Body(self.app(environ, watched), visit)
-        except BaseException as error:
+                return _Answered(self.app(environ, watched), visit, answered)
+        except Exception as error:
             visit.leave()
-            answer = None if begun or not isinstance(error, Exception) else answer_to(error)
-            if answer is None:
+            body = answered(error)
+            if body is None:
                 raise
-            return _start(environ, start_response, answer)
+            return body
+        except BaseException:
+            visit.leave()
+            raise
+
+
+class _Answered(Body):
+    """Of an application that is a generator: it may fail at its first chunk, before it has begun its answer."""
+
+    def __init__(
+        self, chunks: Iterable[bytes], visit: Visit, answered: Callable[[BaseException], list[bytes] | None]
+    ) -> None:
+        super().__init__(chunks, visit)
+        self._answered = answered
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except Exception as error:
+            body = self._answered(error)
+            if body is None:
+                raise
+            self._iterator = iter(body)
+            return next(self._iterator)
 
 
 def answer_errors(app: Any) -> None:
