@@ -13,6 +13,7 @@ import httpx
 import httpx2
 
 from deepseek_resilient import wire
+from deepseek_resilient.ambient import SURROUNDINGS
 from deepseek_resilient.core.messages import CALL_ATTRIBUTE, Failure, FailureKind, Request, Response
 from deepseek_resilient.errors import DeadlineExceededError, StreamInterruptedError
 from deepseek_resilient.headers import (
@@ -73,6 +74,8 @@ def prepare(library: Library, request: Any) -> tuple[Request, dict[str, Any]]:
         for name in OURS:
             headers.pop(name.decode(), None)
     with_count(timeouts, found.get(RETRIES, b"0"))
+    if (surroundings := SURROUNDINGS.get()) is not None:
+        surroundings.tell(timeouts)
     encodings = found.get(b"accept-encoding", b"")
     if (b"br" in encodings or b"zstd" in encodings) and wire.dialect_of(request.method, path).is_inference:
         request.headers = headers = headers.copy()
@@ -192,9 +195,8 @@ def exception_of(library: Library, failure: Failure) -> BaseException:
     """What the caller of `library` gets for a failure: the library's own exception, or ours within its tree; it knows
     its call."""
     error = _exception_of(library, failure)
-    if failure.call:
-        with suppress(AttributeError):  # somebody else's, with slots
-            setattr(error, CALL_ATTRIBUTE, failure.call)
+    with suppress(AttributeError):  # somebody else's, with slots
+        setattr(error, CALL_ATTRIBUTE, failure.call)
     return error
 
 

@@ -18,6 +18,7 @@ from deepseek_resilient import wire
 from deepseek_resilient.config import Policy, Priority
 from deepseek_resilient.config.checks import time_limit
 from deepseek_resilient.core import pipeline
+from deepseek_resilient.core.entrance import would_shed
 from deepseek_resilient.core.runtime import Call, EngineStatistics, Runtime
 from deepseek_resilient.core.tokens import estimate
 from deepseek_resilient.description import describe
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.ledger import Ledger
     from deepseek_resilient.core.messages import Request
     from deepseek_resilient.core.routing import Router
+    from deepseek_resilient.errors import ShedError
     from deepseek_resilient.local.target import LocalModel
     from deepseek_resilient.store import SqliteStore
 
@@ -156,6 +158,7 @@ class Engine:
         retries_above: int = 0,
         at_most: float | None = None,
         pool: str | None = None,
+        dice: float | None = None,
     ) -> CallCoroutine:
         """The coroutine of one call, for a driver. Nothing happens before it is driven.
 
@@ -170,6 +173,7 @@ class Engine:
             retries_above: how often a layer above has tried this call before.
             pool: who shares answers: calls of one pool; None for the calls of one tenant.
             at_most: seconds that a layer above waits for it; makes `timeout` shorter, never longer.
+            dice: the random number, 0 to 1, with which `would_shed` was asked for it; None for one of its own.
 
         Raises:
             ConfigError: a timeout is no number above 0.
@@ -202,8 +206,26 @@ class Engine:
                 caching=caching,
                 retries_above=retries_above,
                 pool=pool,
+                dice=dice,
             ),
         )
+
+    def would_shed(
+        self, priority: Priority | None = None, *, model: str | None = None, dice: float | None = None
+    ) -> ShedError | None:
+        """Whether admission would shed a call that came now: why, with the shortest `retry_after`; None: let it come.
+
+        For those who want to know before there is a call, at the door of an application. It is the rule that calls go
+        by, with the load as it was last reported. Several targets must agree: one that would let it in is enough.
+
+        Args:
+            priority: how much the call matters; None for the policy's own.
+            model: only the targets of this model are asked; None for all that the engine has.
+            dice: a random number from 0 to 1. Given to `call` as well, both decide alike; None for a fresh one.
+        """
+        runtime = self._runtime
+        own = Priority.parse(self._policy.priority) if priority is None else priority
+        return would_shed(runtime, own, model, runtime.random.random() if dice is None else dice)
 
     @property
     def local(self) -> LocalModel:

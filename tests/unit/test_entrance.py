@@ -739,3 +739,60 @@ def test_a_call_is_estimated_once():
     it.call([*BUSY, *GOOD])
     assert 1 == len(counted)
     assert 1000 - 106 == it.target().rate.tokens
+
+
+# -- asked before there is a call --
+
+
+def test_would_shed_decides_as_the_call_does():
+    """By priority, or by the policy's own; nothing is counted, and an engine that knows no target lets in."""
+    it = bench()
+    assert it.engine.would_shed(Priority.BATCH) is None
+    loaded(it, 1.2, "deepseek-flash")
+    assert it.engine.would_shed(Priority.CRITICAL) is None
+    assert it.engine.would_shed() is None
+    refused = it.engine.would_shed(Priority.BATCH)
+    assert ("admission", 503) == (refused.step, refused.http_status)
+    assert refused.retry_after > 0
+    assert "batch calls are shed" in str(refused)
+    assert "admission" == step(it.call([], priority=Priority.BATCH))
+
+
+def test_would_shed_needs_all_targets_of_the_model():
+    """One that would let it in is enough; the soonest to do so is named where none would."""
+    it = bench()
+    loaded(it, 1.2, "deepseek-flash")
+    it.call(GOOD, request=ask(model="deepseek-v4-pro"))
+    assert it.engine.would_shed(Priority.BATCH) is None
+    assert it.engine.would_shed(Priority.BATCH, model="deepseek-v4-pro") is None
+    assert it.engine.would_shed(Priority.BATCH, model="deepseek-flash") is not None
+
+
+def test_would_shed_names_the_soonest():
+    """Where none would let it in: waits are spread at random, so it is now the one, now the other."""
+    it = bench()
+    loaded(it, 1.2, "deepseek-flash")
+    it.call(GOOD, request=ask(model="deepseek-v4-pro"))
+    for _ in range(100):
+        for target in it.engine._runtime.targets.all():
+            target.admission.meter.report_queue_delay(it.clock.now, 1.2)
+            target.admission.meter.look(it.clock.now)
+        it.clock.now += 0.1
+    each = [it.engine.would_shed(Priority.BATCH, model="deepseek-flash").retry_after for _ in range(40)]
+    both = [it.engine.would_shed(Priority.BATCH) for _ in range(40)]
+    assert 2 == len({str(error).partition(" is at ")[0] for error in both})
+    assert sum(error.retry_after for error in both) < sum(each)
+
+
+def test_would_shed_knows_the_ladder():
+    """A rung that refuses, whatever admission says."""
+    it = bench(ladder=LadderPolicy(rungs=(Rung(level=1, priorities={Priority.CRITICAL}, step=Refuse()),)))
+    loaded(it, 1.0, "deepseek-flash")
+    assert "admission" == it.engine.would_shed(Priority.CRITICAL).step
+
+
+def test_without_admission_nothing_would_be_shed():
+    """There is nobody to ask."""
+    it = bench(admission=None)
+    it.call(GOOD)
+    assert it.engine.would_shed(Priority.BATCH) is None

@@ -26,7 +26,7 @@ FLOORS = {
     "config": 1,
     "core": 2, "description": 2,
     "local": 2.5, "libraries": 2.5, "store": 2.5, "tokenizer": 2.5, "upstreams": 2.5,
-    "headers": 2.5,
+    "headers": 2.5, "ambient": 2.5,
     "engine": 3, "drivers": 3, "bridge": 3,
     "senders": 4, "aiohttp_transport": 4,
     "transport": 5,

@@ -20,6 +20,7 @@ def test_the_same_address_account_and_model_is_the_same_target():
     others = [table.get("https://b", 1, "m"), table.get("https://a", 2, "m"), table.get("https://a", 1, "n")]
     assert 4 == len({id(target) for target in [first, *others]})
     assert [first, *others] == table.all()
+    assert [others[2]] == table.all("n")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from deepseek_resilient.errors import (
 from deepseek_resilient.events import CallSimplified
 
 if TYPE_CHECKING:
-    from deepseek_resilient.config import Upstream
+    from deepseek_resilient.config import Priority, Upstream
     from deepseek_resilient.core.admission import Admission
     from deepseek_resilient.core.bill import Charge
     from deepseek_resilient.core.breaker import Permit
@@ -143,7 +143,7 @@ async def _enter_at(runtime: Runtime, call: Call, upstream: Upstream | None, *, 
         level, load = target.admission.meter.look(runtime.clock())
         taken = steps(runtime.policy.ladder, level, call.priority)
         if _REFUSE in taken or (call.has_stale and not call.continued and _STALE in taken):
-            return _shed_error(call, target, load, target.admission.dwell)
+            return _shed_error(call.priority, target, load, target.admission.dwell)
         fields = _simplify(runtime, call, level) if taken and not (call.continued or call.local) else None
     entered: RejectedError | tuple[Permit, Reservation | None] | None = None
     if fields is not None and "model" in call.simplified:
@@ -198,12 +198,32 @@ def _shed(runtime: Runtime, call: Call, target: Target, admission: Admission) ->
     if call.dice is None and runtime.router is not None:
         call.dice = runtime.random.random()
     shed = admission.admit(now, call.priority, call.dice)
-    return None if shed is None else _shed_error(call, target, shed.load, shed.retry_after)
+    return None if shed is None else _shed_error(call.priority, target, shed.load, shed.retry_after)
 
 
-def _shed_error(call: Call, target: Target, load: float, retry_after: float) -> ShedError:
+def would_shed(runtime: Runtime, priority: Priority, model: str | None, dice: float) -> ShedError | None:
+    """Whether every target, or every one of `model`, would shed a call of that priority now: the soonest to take it."""
+    soonest: ShedError | None = None
+    now = runtime.clock()
+    for target in runtime.targets.all(model):
+        if target.admission is None:
+            return None
+        shed = target.admission.admit(now, priority, dice)
+        level, load = target.admission.meter.look(now)
+        if shed is not None:
+            refused = _shed_error(priority, target, load, shed.retry_after)
+        elif _REFUSE in steps(runtime.policy.ladder, level, priority):
+            refused = _shed_error(priority, target, load, target.admission.dwell)
+        else:
+            return None
+        if soonest is None or (refused.retry_after or 0.0) < (soonest.retry_after or 0.0):
+            soonest = refused
+    return soonest
+
+
+def _shed_error(priority: Priority, target: Target, load: float, retry_after: float) -> ShedError:
     return ShedError(
-        f"{target.name} is at {load:.0%} of what it can take, and {call.priority.label} calls are shed there; "
+        f"{target.name} is at {load:.0%} of what it can take, and {priority.label} calls are shed there; "
         f"nothing was sent. Try again in {retry_after:.2f} s, or call with a higher priority.",
         step="admission",
         retry_after=retry_after,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from deepseek_resilient.config import Upstream
 
 CALL_ATTRIBUTE = "resilient_call"
-"""Of an exception that leaves a transport: the number of its call in the ledger."""
+"""Of an exception that leaves a transport: the number of its call in the ledger, 0 where there is none."""
 
 RawHeaders = list[tuple[bytes, bytes]]
 

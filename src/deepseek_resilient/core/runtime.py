@@ -59,7 +59,7 @@ class Call:
     def __init__(
         self, request: Request, info: CallInfo, *, number: int, started: float, deadline: float | None,
         connect: float | None, max_retries: int | None, priority: Priority, tenant: str, fields: object,
-        caching: str = "", retries_above: int = 0, pool: str | None = None,
+        caching: str = "", retries_above: int = 0, pool: str | None = None, dice: float | None = None,
     ) -> None:  # fmt: skip
         self.priority = priority
         self.caching = caching
@@ -72,7 +72,7 @@ class Call:
         self.tokens: int | None = None
         self.size = len(request.body) // 4
         self.tried: frozenset[str] = frozenset()
-        self.dice: float | None = None
+        self.dice = dice
         self.owed = 0.0
         self.simplified: tuple[str, ...] = ()
         self.request = request

@@ -77,10 +77,10 @@ class Targets:
                 target = self._known[key] = self._make(self._name(name or origin, account, model), most)
             return target
 
-    def all(self) -> list[Target]:
-        """Every target, oldest first."""
+    def all(self, model: str | None = None) -> list[Target]:
+        """Every target, or every one of `model`, oldest first."""
         with self._lock:
-            return list(self._known.values())
+            return [target for key, target in self._known.items() if model is None or key[2] == model]
 
     def _name(self, origin: str, account: int, model: str) -> str:
         ordinal = 1 if account == ALL_ACCOUNTS else self._accounts.get(account)
