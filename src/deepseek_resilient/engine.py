@@ -242,17 +242,6 @@ class Engine:
         """Counts since the start, and how budget, gates and circuits stand now."""
         return self._runtime.statistics()
 
-    def pressure(self, priority: Priority) -> float | None:
-        """Seconds to wait, if a call of that priority would be shed now by the target with the highest load; else None.
-
-        For whoever asks before it calls: nothing is sent or counted.
-        """
-        runtime = self._runtime
-        now, dice = runtime.clock(), runtime.random.random()
-        admissions = [target.admission for target in runtime.targets.all() if target.admission is not None]
-        sheds = [admission.admit(now, priority, dice) for admission in admissions]
-        return max((shed.retry_after for shed in sheds if shed is not None), default=None)
-
     def close(self) -> None:
         """End what is the engine's own: the local model, for good, and the file of kept answers, which is opened again
         where it is used again. Waits for a local model's calls, 5 s at the longest. May be repeated."""

@@ -68,7 +68,7 @@ def test_shed(deny: bool) -> None:
     assert float(answer.headers["retry-after"]) > 0
     assert "admission" == answer.headers["x-resilient-refused-by"]
     assert "shed" == answer.json()["error"]["type"]
-    assert world.gateway.engine.pressure(Priority.CRITICAL) is None
+    assert world.gateway.engine.would_shed(Priority.CRITICAL) is None
 
 
 def test_the_rate_counts_and_calls_at_once_do_not() -> None:

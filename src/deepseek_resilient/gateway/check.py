@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from deepseek_resilient.config import Priority
 from deepseek_resilient.config.quality import PRIORITY_HEADER
 from deepseek_resilient.core.refusal import response_of
-from deepseek_resilient.errors import ConfigError, InvalidRequestError, RejectedError, ShedError
+from deepseek_resilient.errors import ConfigError, InvalidRequestError, RejectedError
 from deepseek_resilient.headers import TENANT_HEADER, told
 
 if TYPE_CHECKING:
@@ -58,11 +58,8 @@ def _admit(account: Account, engine: Engine, headers: RawHeaders) -> Priority:
     except ConfigError as error:
         raise InvalidRequestError(f"A header of the request: {error}", step="guard") from None
     priority = Priority.parse(engine.policy.priority) if wished is None else wished
-    wait = engine.pressure(priority)
-    if wait is not None:
-        message = (
-            f"The load is so high that {priority.label} calls are shed; nothing was sent. Try again in {wait:.2f} s"
-        )
-        raise ShedError(message, step="admission", retry_after=wait)
+    shed = engine.would_shed(priority)
+    if shed is not None:
+        raise shed
     account.take()
     return priority
