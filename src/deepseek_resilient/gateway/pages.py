@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from deepseek_resilient import wire
+from deepseek_resilient.gateway.loopback import is_from_here
 from deepseek_resilient.gateway.relay import EVENT_STREAM, JSON, answer
 from deepseek_resilient.gateway.tenants import digest_of
 
@@ -69,6 +70,8 @@ class Pages:
         elif path == "/readyz":
             ready = self._ready()
             await answer(send, 200 if ready else 503, b"ready\n" if ready else b"not ready\n", [_TEXT])
+        elif self.key is None and not is_from_here(_host(scope["headers"])):
+            await answer(send, 403, b"Without an admin_key these pages are for this machine.\n", [_TEXT])
         elif not self._may(scope["headers"]):
             asks = (b"www-authenticate", b'Basic realm="deepseek-resilient gateway", charset="UTF-8"')
             await answer(send, 401, b"The key of the admin, as bearer token or password.\n", [_TEXT, asks])
@@ -100,6 +103,10 @@ class Pages:
                 await asyncio.wait((gone,), timeout=_EVERY)
         finally:
             gone.cancel()
+
+
+def _host(headers: list[tuple[bytes, bytes]]) -> bytes:
+    return next((value for name, value in headers if name == b"host"), b"")
 
 
 async def _gone(receive: Callable[[], Awaitable[Any]]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from deepseek_resilient import wire
 from deepseek_resilient.config import CachePolicy, Policy, Priority, Upstream
 from deepseek_resilient.config.checks import label, number, whole
 from deepseek_resilient.errors import ConfigError
+from deepseek_resilient.gateway.loopback import is_loopback
 
 if TYPE_CHECKING:
     from typing import Any
@@ -87,10 +87,7 @@ class Listen:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine reaches it."""
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
