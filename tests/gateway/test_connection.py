@@ -298,3 +298,28 @@ def test_what_goes_out() -> None:
             )
 
     run(scenario)
+
+
+def test_a_server_that_answers_before_it_has_the_request_loses_the_connection() -> None:
+    """The rest of that request would stand before the next one."""
+
+    async def refuses(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n")
+        await gone.wait()
+        writer.close()
+
+    gone = asyncio.Event()
+
+    async def scenario(sender: Sender) -> None:
+        async with await asyncio.start_server(refuses, "127.0.0.1", 0, limit=1000) as listening:
+            url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+            reply = await sender.send(effect(url, b"x" * 30_000_000))
+            assert isinstance(reply, Reply)
+            connection: Any = reply.native
+            assert b"" == await sender.read(Read(reply, until=None))
+            assert not connection.reusable
+            assert connection.transport.is_closing()
+            gone.set()
+
+    run(scenario)

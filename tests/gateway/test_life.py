@@ -228,3 +228,52 @@ def test_metrics_of_two_workers_are_one_exposition(lab: LabProcess, folder: Path
     assert 20 == samples["deepseek_resilient_gateway_answered_total", "search"]
     assert 20 == sum(value for (name, *_), value in samples.items() if name == "deepseek_resilient_calls_total")
     assert key not in text
+
+
+def test_a_reload_cannot_open_the_doors(lab: LabProcess, folder: Path) -> None:
+    """What stays bound is what new settings are checked with: a file that would listen elsewhere changes nothing."""
+    key, digest = make_key()
+    process = GatewayProcess(folder, lab.base_url)
+    process.path.write_text(
+        f'[gateway]\nlisten = "0.0.0.0:0"\nadmin = "127.0.0.1:0"\n[upstream]\nbase_url = "{lab.base_url}"\n'
+        + tenant("search", digest)
+    )
+    with process:
+        assert 401 == ask(process, "nobody").status_code
+        process.write()  # on loopback nobody would need a key
+        process.signal(signal.SIGHUP)
+        assert eventually(lambda: "the settings stay as they are" in process.log)
+        assert 401 == ask(process, "nobody").status_code
+        assert 200 == ask(process, key).status_code
+
+
+def test_who_looks_while_it_drains_ends_nothing(lab: LabProcess, folder: Path) -> None:
+    """The dashboard asks each second, and a stream that takes longer than its patience ends whole."""
+    lab.script(next=["slow_first_token;delay=3"])
+    with GatewayProcess(folder, lab.base_url) as process:
+        caller = Streaming(process)
+        caller.start()
+        assert eventually(lambda: lab.statistics()["in_flight"] == 1)
+        with httpx.stream("GET", f"{process.pages}/events", timeout=30) as events:
+            process.signal(signal.SIGTERM)
+            for _ in events.iter_lines():
+                if not caller.is_alive():
+                    break
+        caller.join(30)
+        assert "data: [DONE]" in caller.text
+        assert 0 == process.running.wait(10)
+        assert "does not answer" not in process.log
+
+
+def test_a_key_that_is_replaced_while_a_worker_begins(lab: LabProcess, folder: Path) -> None:
+    """A worker that takes another's place has the settings of now, whenever they changed."""
+    (old, old_digest), (new, new_digest) = make_key(), make_key()
+    with GatewayProcess(folder, lab.base_url, tenant("search", old_digest)) as process:
+        (worker,) = process.workers()
+        process.write(tenant("search", new_digest))
+        os.kill(worker, signal.SIGKILL)
+        assert eventually(lambda: process.workers() not in ([], [worker]))
+        process.signal(signal.SIGHUP)  # while the other one begins
+        assert eventually(lambda: httpx.get(f"{process.pages}/readyz").status_code == 200)
+        assert eventually(lambda: ask(process, new).status_code == 200)
+        assert 401 == ask(process, old).status_code

@@ -157,3 +157,25 @@ def test_a_caller_that_does_not_read_is_let_go(folder: Path) -> None:
                     pour(upstream, event)
             assert eventually(lambda: process.status()["in_flight"] == 0)
             assert 1 == process.status()["tenants"][""]["hung_up"]
+
+
+def test_a_stream_cut_within_a_line_ends_in_a_readable_error(folder: Path) -> None:
+    """Nobody can read an event that is glued to half of another one."""
+    half = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\ndata: {"choices":[{"ind'
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with GatewayProcess(folder, url, QUICK) as process, connect(process) as caller:
+            caller.sendall(raw(stream=True))
+            upstream, _ = server.accept()
+            with upstream:
+                asked = upstream.recv(65536)
+                upstream.sendall(
+                    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n" + half
+                )
+            caller.settimeout(10)
+            received = b""
+            while not received.endswith(b"0\r\n\r\n"):
+                received += caller.recv(65536)
+    assert b'"ind\r\n' in received
+    assert b'\n\ndata: {"error"' in received
+    assert b"accept-encoding" not in asked.lower()

@@ -32,7 +32,7 @@ def test_it_grows_and_ends() -> None:
     """Doubled for each repeat, at most the longest; once the first time is over nothing is known."""
     clock = Clock()
     repeats = Repeats(clock, growth=2.0, longest=10.0)
-    key = repeats.key_of("a", "/v1/chat/completions", b"{}")
+    key = repeats.key_of("a", 1, "/v1/chat/completions", b"", b"{}")
     assert repeats.find(key) is None
     repeats.remember(key, 429, b"no", [], 3.0)
     waits = [found[1] for _ in range(4) if (found := repeats.find(key))]
@@ -45,11 +45,19 @@ def test_it_grows_and_ends() -> None:
     assert 10.0 == found[1]  # 2 ^ 5: it goes on growing
 
 
-def test_requests_differ_by_tenant_path_and_body() -> None:
+def test_requests_differ_by_all_that_matters() -> None:
     """One byte is enough."""
     repeats = Repeats(Clock(), growth=2.0, longest=10.0)
-    asked = [("a", "/x", b"{}"), ("b", "/x", b"{}"), ("a", "/y", b"{}"), ("a", "/x", b"{} ")]
-    assert 4 == len({repeats.key_of(*said) for said in asked})
+    asked = [
+        ("a", 1, "/x", b"", b"{}"),
+        ("b", 1, "/x", b"", b"{}"),
+        ("a", 2, "/x", b"", b"{}"),
+        ("a", 1, "/y", b"", b"{}"),
+        ("a", 1, "/x", b"q", b"{}"),
+        ("a", 1, "/x", b"", b"{} "),
+        ("a", 1, "/x", b"", b"q{}"),
+    ]
+    assert 7 == len({repeats.key_of(*said) for said in asked})
 
 
 def test_it_forgets_the_oldest() -> None:
@@ -77,17 +85,17 @@ def test_against_a_naive_one(steps: list[tuple[bytes, str, float]], growth: floa
         if what == "refuse":
             count = naive[key][2] if key in naive and len(repeats) else 0.0
             repeats.remember(key, 429, b"", [], amount)
-            naive[key] = [clock.now + min(amount, longest), amount, count]
+            naive[key] = [clock.now + min(amount, longest), amount, count, clock.now + amount]
             continue
         clock.now += amount / 10
         found = repeats.find(key)
-        until, first, _ = naive.get(key, [0.0, 0.0, 0.0])
+        until, first, _, end = naive.get(key, [0.0, 0.0, 0.0, 0.0])
         left = until - clock.now
         assert (left > 0) == (found is not None)
         if found is not None:
             naive[key][2] += 1
             assert found[0].repeats >= 1
-            expected = min(longest, max(left, first * growth ** found[0].repeats))
+            expected = max(end - clock.now, min(longest, first * growth ** found[0].repeats))
             assert expected == found[1]
             assert naive[key][2] >= found[0].repeats
 

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("deepseek_resilient.gateway")
 
 JSON = (b"content-type", b"application/json")
+_LOOK = 1.0
+_MOST_RETRIES = 5
+"""More than the default policy allows itself; a caller may ask for fewer, and no more."""
 _CLOSE = (b"connection", b"close")
 
 
@@ -83,12 +86,13 @@ class Gateway:
         self._wall = wall
         self._listeners = (*listeners, self._charge)
         self._watch = watch
-        self.accounts = Accounts(settings.tenants, clock, wall)
+        self.accounts = Accounts(settings.tenants, clock, wall, settings.workers)
         self.engine = self._make_engine(settings)
         self._repeats = self._make_repeats(settings)
         self._sender = sender
         self._given = sender is not None
-        self._retired: list[Engine] = []
+        self._retired: set[Engine] = set()
+        self._retiring: set[asyncio.Task[None]] = set()
         self.in_flight = 0
 
     async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> None:
@@ -110,10 +114,10 @@ class Gateway:
     def reload(self, settings: GatewaySettings) -> None:
         """Take other settings. Calls in flight end by those they began with; limits, counts and, where the policy is
         the same, the engine with all it has learnt go on."""
-        accounts = Accounts(settings.tenants, self.clock, self._wall)
+        accounts = Accounts(settings.tenants, self.clock, self._wall, settings.workers)
         accounts.adopt(self.accounts)
         if settings.policy != self.settings.policy:
-            self._retired.append(self.engine)
+            self._retire(self.engine)
             self.engine = self._make_engine(settings)
         self._repeats = self._make_repeats(settings)
         self.settings, self.accounts = settings, accounts
@@ -123,8 +127,24 @@ class Gateway:
         if isinstance(self._sender, Sender) and not self._given:
             await self._sender.aclose()
             self._sender = None
+        for task in self._retiring:
+            task.cancel()
         for engine in (*self._retired, self.engine):
             await engine.aclose()
+
+    def _retire(self, engine: Engine) -> None:
+        """Close it once it has no call any more."""
+
+        async def close() -> None:
+            while engine.statistics().in_flight:  # noqa: ASYNC110 -- nobody tells, and it is not urgent
+                await asyncio.sleep(_LOOK)
+            await engine.aclose()
+            self._retired.discard(engine)
+
+        self._retired.add(engine)
+        task = asyncio.get_running_loop().create_task(close())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     def _make_engine(self, settings: GatewaySettings) -> Engine:
         engine = Engine(settings.policy, listeners=self._listeners, clock=self.clock, wall=self._wall)
@@ -164,7 +184,7 @@ class Gateway:
         repeats = self._repeats
         key = b""
         if len(repeats):
-            key = repeats.key_of(account.name, path, body)
+            key = _key_of(repeats, account, scope, limits, body)
             known = repeats.find(key)
             if known is not None:
                 account.counts.repeats += not limits.get("retries_above")
@@ -178,7 +198,7 @@ class Gateway:
         except RejectedError as error:
             account.counts.refused += 1
             account.counts.limited += 1
-            await self._refuse(send, repeats, key or repeats.key_of(account.name, path, body), response_of(error))
+            await self._refuse(send, repeats, key or _key_of(repeats, account, scope, limits, body), response_of(error))
             return
         try:
             if dialect.is_inference:
@@ -245,6 +265,8 @@ class Gateway:
         limits["priority"] = account.most(limits.get("priority"))
         if not account.caching:
             limits["caching"] = "bypass"
+        if "max_retries" in limits:
+            limits["max_retries"] = min(limits["max_retries"], _MOST_RETRIES)
         return limits
 
     async def _call(
@@ -259,13 +281,16 @@ class Gateway:
             settings.base_url, settings.api_key, "POST", path, scope["query_string"], scope["headers"], body
         )
 
+        stream = b'"stream"' in body and wire.fields_of(body).get("stream") is True
+        request.plain = stream  # comments and errors of ours may come between its events
+
         async def refuse(refused: Response) -> None:
-            await self._refuse(send, repeats, repeats.key_of(account.name, path, body), refused)
+            await self._refuse(send, repeats, _key_of(repeats, account, scope, limits, body), refused)
 
         response = await self._relay(receive, send).run(
             self.engine.call(request, **limits),
             self._senders(),
-            stream=b'"stream"' in body and wire.fields_of(body).get("stream") is True,
+            stream=stream,
             refuse=refuse,
         )
         if response is None:
@@ -309,6 +334,10 @@ class Gateway:
         await answer(send, response.status, body, headers)
 
 
+def _key_of(repeats: Repeats, account: Account, scope: Any, limits: dict[str, Any], body: bytes) -> bytes:
+    return repeats.key_of(account.name, limits["priority"], scope["path"], scope["query_string"], body)
+
+
 _WEB_PAGE = "Without tenants this gateway is for programs on this machine, and not for web pages from elsewhere"
 _NO_KEY = "This gateway asks for a key: send it as `Authorization: Bearer KEY` (api_key= of the SDK)"
 
@@ -328,6 +357,8 @@ def _model_of(body: bytes) -> object:
         told = f"The body is not the JSON of a call: {error}"
         raise Problem(400, "invalid_request_error", told) from None
     model = fields.get("model") if isinstance(fields, dict) else None
+    if isinstance(fields, dict) and sum(name.casefold() == "model" for name in fields) > 1:
+        raise Problem(400, "invalid_request_error", "The body names its model twice, in other letters")
     return model if isinstance(model, str) else None
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_NO_KEY = "none"
 KEY_VARIABLE = "DEEPSEEK_API_KEY"
 _SECTIONS = ("gateway", "upstream", "upstreams", "tenants", "policy")
 _PARTS = {name: kind for name, kind, _ in PARTS}
@@ -151,7 +152,11 @@ class _Reader:
         field = f"upstreams[{index}]"
         self._known(field, table, [*(f.name for f in fields(Upstream) if f.name != "api_key"), "api_key_env"])
         table = dict(table)
-        table["api_key"] = self._key(f"{field}.api_key_env", table.pop("api_key_env", None))
+        variable = table.pop("api_key_env", None)
+        if variable is None:
+            allowed = "the variable that has this server's key, or false for none: no other server's key goes there"
+            raise self._wrong(f"{field}.api_key_env", None, allowed)
+        table["api_key"] = _NO_KEY if variable is False else self._key(f"{field}.api_key_env", variable)
         return self._make(field, lambda **given: Upstream(given.pop("base_url", ""), **given), table, Upstream)
 
     def _key(self, field: str, variable: object) -> str | None:

@@ -89,7 +89,9 @@ class Connection(asyncio.Protocol):
     @property
     def reusable(self) -> bool:
         """Whether another request may be sent on it."""
-        return self._ended and not self._chunks and not self._closing and not self.transport.is_closing()
+        if not self._ended or self._chunks or self._closing or self.transport.is_closing():
+            return False
+        return not self.transport.get_write_buffer_size()  # else the server answered without the whole request
 
     def close(self) -> None:
         """Hang up."""

@@ -2,8 +2,9 @@
 
 Only the two ends of a socket pair that the supervisor made can speak on it, so a pickle is safe here.
 
-    supervisor → worker    ("settings", GatewaySettings)   ("status", None)   ("metrics", None)   ("drain", None)
-    worker → supervisor    ("ready", None) once, then one answer for each question, in their order
+    supervisor → worker    ("settings", (n, GatewaySettings))   ("status", (n, None))   ("metrics", (n, None))
+                           ("drain", (0, None)), which has no answer
+    worker → supervisor    ("ready", (0, True)) once, then (word, (n, answer)) for each question n
 """
 
 from __future__ import annotations

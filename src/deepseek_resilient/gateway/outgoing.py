@@ -85,12 +85,17 @@ def request_to(
         origin=origin,
         path=way,
         body=body,
-        account=account_of(credentials),
+        account=_account(key),
         native=Outgoing(base_url, place, line, passed, encoding, credentials, query),
         adapt=_adapt,
         encoded=found.get(b"content-encoding", b"").strip().lower() not in (b"", b"identity"),
         variant=variant_of(query, {name: found[name] for name in VARY if name in found}, encoding),
     )
+
+
+def _account(key: str | None) -> int:
+    """The same in each dialect, whatever header has the key."""
+    return account_of((key or "").encode())
 
 
 def _credentials(key: str | None, path: str) -> bytes:
@@ -125,7 +130,7 @@ def _adapt(request: Request, body: bytes, upstream: Upstream | None, path: str) 
         base_url = upstream.base_url
         if upstream.api_key is not None:
             credentials = _credentials(upstream.api_key, path)
-            account = account_of(credentials)
+            account = _account(upstream.api_key)
     place, origin, way, line = _address(base_url, request.method, path, native.query)
     return Request(
         method=request.method, origin=origin, path=way, body=body, account=account,

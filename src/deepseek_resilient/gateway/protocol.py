@@ -37,6 +37,7 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
         _status = 400
         _timer: asyncio.TimerHandle | None = None
         _writing: asyncio.TimerHandle | None = None
+        _running: Any = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -48,6 +49,10 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop()
+            running = self._running
+            if running is not None and not running.response_complete:  # where a request behind it waits already
+                running.disconnected = True
+                running.message_event.set()
             if self._writing is not None:
                 self._writing.cancel()
             super().connection_lost(exc)
@@ -93,6 +98,10 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
             if self._waits:  # that was the rest of a body that nobody wanted
                 self._stop()
 
+        def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+            self._running = cycle
+            super()._start_asgi_task(cycle, app)
+
         def on_response_complete(self) -> None:
             super().on_response_complete()
             if self.cycle.response_complete:
@@ -101,7 +110,7 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
         def send_400_response(self, msg: str) -> None:
             if self.transport.is_closing():
                 return
-            cycle = self.cycle
+            cycle = self._running
             if cycle is not None and cycle.response_started and not cycle.response_complete:
                 self.transport.close()  # in the middle of an answer nothing else can be said
                 return

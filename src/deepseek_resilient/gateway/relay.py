@@ -144,7 +144,10 @@ class Relay:
             async for chunk in call.chunks():
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         except FailedError as failed:
-            await self._send({"type": "http.response.body", "body": b"data: %b\n\n" % failed.body, "more_body": True})
+            if not _is_event_stream(response):
+                return  # without its end, so that nobody takes it for whole
+            told = b"\n\ndata: %b\n\n" % failed.body  # it may have been cut within a line
+            await self._send({"type": "http.response.body", "body": told, "more_body": True})
         await self._send({"type": "http.response.body", "body": b""})
 
     async def _start(self, status: int, headers: RawHeaders) -> None:
@@ -167,6 +170,12 @@ class Relay:
         if comments is not None:
             comments.cancel()
             await asyncio.wait((comments,))
+
+
+def _is_event_stream(response: Response) -> bool:
+    found = {name.lower(): value for name, value in response.headers}
+    readable = found.get(b"content-encoding", b"identity") == b"identity"
+    return readable and found.get(b"content-type", b"").startswith(EVENT_STREAM[1])
 
 
 def _passed_back(headers: RawHeaders) -> RawHeaders:

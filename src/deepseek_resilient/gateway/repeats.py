@@ -3,7 +3,7 @@
 A refusal with `Retry-After` is remembered by tenant and request. The same request before that time is over is answered
 from memory, and told
 
-    Retry-After = min(longest, max(left, first * growth ^ n))     n = 1, 2, ... for each early repeat
+    Retry-After = max(left, min(longest, first * growth ^ n))     n = 1, 2, ... for each early repeat
 
 What is told grows, what is enforced does not: once the time of the refusal itself is over, the request is taken as any
 other. Were it longer for each repeat, a caller that never stops would never be served, and the server be idle. Nothing
@@ -28,7 +28,7 @@ _MOST = 4096
 class Refusal:
     """One that is remembered. Mutable; owned by `Repeats`."""
 
-    __slots__ = ("body", "first", "headers", "repeats", "status", "until")
+    __slots__ = ("body", "end", "first", "headers", "repeats", "status", "until")
 
     def __init__(self, status: int, body: bytes, headers: RawHeaders, first: float, until: float) -> None:
         self.status = status
@@ -36,6 +36,8 @@ class Refusal:
         self.headers = headers
         self.first = first
         self.until = until
+        """It is remembered until then; `end` is when the caller was told to come."""
+        self.end = 0.0
         self.repeats = 0
 
 
@@ -53,33 +55,39 @@ class Repeats:
         self._known: OrderedDict[bytes, Refusal] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._known)
+        """How many are remembered now."""
+        known, now = self._known, self._clock()
+        while known and self._oldest().until + self._longest < now:
+            known.popitem(last=False)
+        return len(known)
 
-    def key_of(self, tenant: str, path: str, body: bytes) -> bytes:
-        """What a request is recognised by."""
-        return blake2b(b"%b\0%b\0%b" % (tenant.encode(), path.encode(), body), digest_size=16).digest()
+    def key_of(self, tenant: str, priority: object, path: str, query: bytes, body: bytes) -> bytes:
+        """What a request is recognised by: what is asked, by whom, and how much it matters."""
+        said = f"{tenant}\0{priority}\0{path}\0".encode()
+        return blake2b(b"%b%d\0%b%b" % (said, len(query), query, body), digest_size=16).digest()
 
     def find(self, key: bytes) -> tuple[Refusal, float] | None:
         """The refusal of a request that came too early, and the seconds that it has to wait now."""
         refusal = self._known.get(key)
         if refusal is None:
             return None
-        left = refusal.until - self._clock()
-        if left <= 0:
+        now = self._clock()
+        if refusal.until <= now:
             return None
         refusal.repeats += 1
         exponent = min(refusal.repeats, 64)  # beyond that the power may be no float
-        return refusal, min(self._longest, max(left, refusal.first * self._growth**exponent))
+        return refusal, max(refusal.end - now, min(self._longest, refusal.first * self._growth**exponent))
 
     def remember(self, key: bytes, status: int, body: bytes, headers: RawHeaders, wait: float) -> None:
         """The request was refused and may come again after `wait` seconds."""
         now = self._clock()
         refusal = Refusal(status, body, headers, wait, now + min(wait, self._longest))
+        refusal.end = now + wait
         before = self._known.pop(key, None)
         if before is not None:
             refusal.repeats = before.repeats
         self._known[key] = refusal
-        while len(self._known) > _MOST or self._oldest().until + self._longest < now:
+        if len(self._known) > _MOST:
             self._known.popitem(last=False)
 
     def _oldest(self) -> Refusal:

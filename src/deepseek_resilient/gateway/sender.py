@@ -93,8 +93,12 @@ class Sender:
             connection = idle.pop()
             rested = self._clock() - connection.idle_since
             if rested > _RESTED:
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
+                try:
+                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)
+                except BaseException:
+                    connection.close()
+                    raise
             if rested < self._keepalive and connection.reusable:
                 return connection
             connection.close()
@@ -118,9 +122,11 @@ class Sender:
         if not connection.reusable:
             connection.close()
             return
-        idle = self._idle.setdefault(place, deque())
+        idle, now = self._idle.setdefault(place, deque()), self._clock()
+        while idle and now - idle[0].idle_since > self._keepalive:
+            idle.popleft().close()
         if connection not in idle:
-            connection.idle_since = self._clock()
+            connection.idle_since = now
             idle.append(connection)
 
     def _forget(self, connection: Connection) -> None:

@@ -181,6 +181,8 @@ class GatewaySettings:
         if self.workers > 64:
             raise ConfigError(label(self, "workers"), self.workers, "a whole number of at most 64")
         Upstream(self.base_url, api_key=self.api_key)
+        if self.policy.ledger is None and any(tenant.dollars_per_day is not None for tenant in self.tenants):
+            raise ConfigError(label(self, "policy"), "ledger off", "one with a ledger: it counts the dollars_per_day")
         self._check_doors()
         _no_twins(self, "tenants", [tenant.name for tenant in self.tenants], "names that differ")
         keys = [key for tenant in self.tenants for key in tenant.keys]

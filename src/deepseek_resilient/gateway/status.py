@@ -131,6 +131,7 @@ def _target(target: TargetStatistics) -> dict[str, Any]:
 
 
 _GREATEST = frozenset(("gate", "level", "load"))
+"""Of a target."""
 
 
 def merged(workers: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -144,17 +145,17 @@ def merged(workers: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def _add(total: dict[str, Any], more: dict[str, Any]) -> None:
+def _add(total: dict[str, Any], more: dict[str, Any], *, targets: bool = False) -> None:
     for name, value in more.items():
         if isinstance(value, dict):
-            _add(total.setdefault(name, {}), value)
+            _add(total.setdefault(name, {}), value, targets=targets or name == "targets")
         elif isinstance(value, list):
             total[name] = value
         elif isinstance(value, str):
             total[name] = (
                 max((total.get(name, ""), value), key=_worse) if name == "breaker" else value or total.get(name, "")
             )
-        elif name in _GREATEST:
+        elif targets and name in _GREATEST:
             total[name] = max(total.get(name, 0.0), value)
         else:
             total[name] = total.get(name, 0) + value

@@ -13,17 +13,16 @@ import asyncio
 import contextlib
 import logging
 import signal
-import socket
-import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from deepseek_resilient.errors import ConfigError
-from deepseek_resilient.gateway.control import Channel
 from deepseek_resilient.gateway.metrics import exposition
 from deepseek_resilient.gateway.pages import Pages
 from deepseek_resilient.gateway.serving import address_of, bind, log_to_stderr, make_server
 from deepseek_resilient.gateway.settings import Limits
 from deepseek_resilient.gateway.status import merged
+from deepseek_resilient.gateway.workers import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,109 +31,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("deepseek_resilient.gateway")
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
-_STABLE = 30.0
-"""Seconds after which a worker's death is no sign of trouble at its start."""
-_ANSWER = 2.0
 _GRACE = 2.0
-
-
-class Worker:
-    """One worker, over all the processes it had."""
-
-    def __init__(self, number: int, supervisor: Supervisor) -> None:
-        self.number = number
-        self.ready = False
-        self._supervisor = supervisor
-        self._process: asyncio.subprocess.Process | None = None
-        self._channel: Channel | None = None
-        self._asking = asyncio.Lock()
-        self._pause = _FIRST_PAUSE
-
-    async def keep(self) -> None:
-        """Run it, again and again, until the gateway ends."""
-        loop = asyncio.get_running_loop()
-        while not self._supervisor.ending.is_set():
-            began = loop.time()
-            await self._run_once()
-            if self._supervisor.ending.is_set():
-                return
-            self._pause = _FIRST_PAUSE if loop.time() - began > _STABLE else min(self._pause * 2, _LONGEST_PAUSE)
-            log.error("worker %d ended; another begins in %.1f s", self.number, self._pause)
-            await self._supervisor.pause(self._pause)
-
-    async def tell(self, settings: GatewaySettings) -> None:
-        """Other settings."""
-        await self._ask("settings", settings)
-
-    async def status(self) -> dict[str, Any] | None:
-        """How it stands; None where it does not say."""
-        answered = await self._ask("status")
-        return None if answered is None else answered[1]
-
-    async def metrics(self) -> str:
-        """Its exposition; "" where it does not say."""
-        answered = await self._ask("metrics")
-        return "" if answered is None else str(answered[1])
-
-    async def end(self, within: float) -> None:
-        """Let it drain; kill it where it does not end."""
-        process = self._process
-        if process is None:
-            return
-        if self._channel is not None:
-            with contextlib.suppress(OSError):
-                await self._channel.send("drain")
-        try:
-            await asyncio.wait_for(process.wait(), within)
-        except TimeoutError:
-            self.kill()
-            await process.wait()
-
-    def kill(self) -> None:
-        """End it at once."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
-
-    async def _run_once(self) -> None:
-        ours, theirs = socket.socketpair()
-        listening = self._supervisor.listening.fileno()
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "deepseek_resilient.gateway.worker",
-                str(self.number), str(theirs.fileno()), str(listening),
-                pass_fds=(theirs.fileno(), listening), stdin=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
-        finally:
-            theirs.close()
-        ours.setblocking(False)
-        channel = self._channel = await Channel.over(ours)
-        try:
-            await channel.send("settings", self._supervisor.settings)
-            self.ready = await channel.receive() is not None
-            if self.ready:
-                self._supervisor.report_ready()
-            await self._process.wait()
-        except OSError:
-            await self._process.wait()
-        finally:
-            self.ready = False
-            self._channel = None
-            channel.close()
-
-    async def _ask(self, word: str, value: object = None) -> tuple[str, Any] | None:
-        async with self._asking:
-            if self._channel is None or not self.ready:
-                return None
-            try:
-                await self._channel.send(word, value)
-                return await asyncio.wait_for(self._channel.receive(), _ANSWER)
-            except TimeoutError:
-                log.error("worker %d does not answer; it is ended", self.number)
-                self.kill()
-            except OSError:
-                pass
-            return None
+_FIXED = ("listen", "admin", "workers", "drain", "limits")
+"""What a running gateway cannot change: it is checked with these, for they stay."""
 
 
 class Supervisor:
@@ -162,6 +61,7 @@ class Supervisor:
         self._workers = [Worker(number, self) for number in range(self.settings.workers)]
         self._pages = Pages(self.status, self.metrics, self._is_ready, self.settings.admin_key)
         self._announced = False
+        self._reloading: asyncio.Task[None] | None = None
         self._address = address_of(self.listening)
 
     async def run(self) -> None:
@@ -223,17 +123,23 @@ class Supervisor:
 
     def _reload(self) -> None:
         try:
-            settings = self._load()
+            wanted, before = self._load(), self.settings
+            settings = replace(wanted, **{name: getattr(before, name) for name in _FIXED})
         except ConfigError as error:
             log.error("the settings stay as they are: %s", error)
             return
-        before = self.settings
-        for name in ("listen", "admin", "workers", "drain", "limits"):
-            if getattr(settings, name) != getattr(before, name):
+        for name in _FIXED:
+            if getattr(wanted, name) != getattr(before, name):
                 log.warning("%s has changed: that needs a restart", name)
         self.settings, self._pages.key = settings, settings.admin_key
-        task = asyncio.ensure_future(asyncio.gather(*(worker.tell(settings) for worker in self._workers)))
-        task.add_done_callback(lambda _: log.info("reloaded"))
+        self._reloading = asyncio.create_task(self._tell(settings))
+
+    async def _tell(self, settings: GatewaySettings) -> None:
+        took = await asyncio.gather(*(worker.tell(settings) for worker in self._workers))
+        if all(took):
+            log.info("reloaded")
+        else:
+            log.error("%d of %d workers did not take the new settings in time", took.count(False), len(took))
 
 
 def serve(load: Callable[[], GatewaySettings], announce: Callable[[str, str], None]) -> None:

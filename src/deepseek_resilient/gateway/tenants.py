@@ -10,7 +10,7 @@ Money is counted when it is known, at an attempt's end, so calls in flight may e
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from hmac import compare_digest
 from threading import Lock
@@ -153,7 +153,10 @@ class Account:
 class Accounts:
     """All tenants, by their keys and names."""
 
-    def __init__(self, tenants: tuple[Tenant, ...], clock: Callable[[], float], wall: Callable[[], float]) -> None:
+    def __init__(
+        self, tenants: tuple[Tenant, ...], clock: Callable[[], float], wall: Callable[[], float], workers: int = 1
+    ) -> None:
+        tenants = tuple(_share(tenant, workers) for tenant in tenants)
         self.by_name = {tenant.name: Account(tenant, clock, wall) for tenant in tenants}
         self.everybody = None if tenants else Account(None, clock, wall)
         """Whoever calls, where there are no tenants."""
@@ -182,6 +185,19 @@ class Accounts:
         account = self.by_name.get(name) or self.everybody
         if account is not None:
             account.charge(cost)
+
+
+def _share(tenant: Tenant, workers: int) -> Tenant:
+    """What one of so many workers may let through: they do not speak with each other."""
+    if workers == 1:
+        return tenant
+    calls, rate, money = tenant.max_concurrency, tenant.requests_per_minute, tenant.dollars_per_day
+    return replace(
+        tenant,
+        max_concurrency=None if calls is None else max(calls // workers, 1),
+        requests_per_minute=None if rate is None else rate / workers,
+        dollars_per_day=None if money is None else money / workers,
+    )
 
 
 _PART = len("sha256:") + 16

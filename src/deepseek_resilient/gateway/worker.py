@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import signal
 import socket
 import sys
@@ -19,6 +20,8 @@ from deepseek_resilient.gateway.metrics import WorkerMetrics
 from deepseek_resilient.gateway.serving import Server, log_to_stderr, make_server
 from deepseek_resilient.gateway.status import Decisions, snapshot
 
+log = logging.getLogger("deepseek_resilient.gateway")
+
 
 async def run(number: int, control: socket.socket, listening: socket.socket) -> None:
     """Serve until told to end."""
@@ -26,7 +29,7 @@ async def run(number: int, control: socket.socket, listening: socket.socket) -> 
     first = await channel.receive()
     if first is None:
         return
-    settings = first[1]
+    settings = first[1][1]
     log_to_stderr(settings.log)
     decisions, metrics = Decisions(), WorkerMetrics(number)
     gateway = Gateway(settings, listeners=[decisions, metrics.listener], watch=metrics.watch)
@@ -46,18 +49,22 @@ async def _obey(
     await server.up.wait()
     gc.freeze()  # what is there now stays: no use to look at it again and again
     gc.set_threshold(50_000, 20, 100)
-    await channel.send("ready")
+    await channel.send("ready", (0, True))
     while (message := await channel.receive()) is not None:
-        word, value = message
+        word, (number, value) = message
         if word == "drain":
-            return
-        if word == "settings":
-            gateway.reload(value)
-            await channel.send("reloaded")
-        elif word == "status":
-            await channel.send("status", snapshot(gateway, decisions))
-        elif word == "metrics":
-            await channel.send("metrics", metrics.text())
+            server.should_exit = True
+            continue
+        try:
+            if word == "settings":
+                gateway.reload(value)
+                answer: object = True
+            else:
+                answer = metrics.text() if word == "metrics" else snapshot(gateway, decisions)
+        except Exception:
+            log.exception("cannot answer %s", word)
+            answer = None
+        await channel.send(word, (number, answer))
 
 
 def main() -> None:
