@@ -162,9 +162,10 @@ def test_a_model_that_can_be_started_is_told(keyed: dict[str, str], tmp_path: Pa
     status, level, text = fallback(keyed, MODEL=str(model), WARM="lazy")
     if importlib.util.find_spec("xllamacpp") is None:
         assert (1, "problem") == (status, level)
-        assert "pip install 'deepseek-resilient[local]'" in text
+        assert "pip install 'xllamacpp>=2026.10'" in text
         return
-    assert (0, "ok", "tiny by llamacpp, 0.0 GiB of files; loaded when a call needs it") == (status, level, text)
+    size = f"{model.stat().st_size / 2**20:.1f} MiB"
+    assert (0, "ok", f"tiny by llamacpp, {size} of files; loaded when a call needs it") == (status, level, text)
     _, found = findings({**keyed, **LOCAL, "DEEPSEEK_RESILIENT_LOCAL_MODEL": str(model),
                          "DEEPSEEK_RESILIENT_LOCAL_INT8": "true"})  # fmt: skip
     assert ("warning", True) == (found["fallback"]["level"], "not Q8_0" in found["fallback"]["advice"])

@@ -26,7 +26,7 @@ def model(tmp_path: Path) -> str:
 
 
 needs_engine = pytest.mark.skipif(
-    importlib.util.find_spec("xllamacpp") is None, reason="no xllamacpp: pip install 'deepseek-resilient[local]'"
+    importlib.util.find_spec("xllamacpp") is None, reason="no xllamacpp: pip install '.[local]'"
 )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import tomllib
 
 from deepseek_resilient.local.catalog import CATALOG, choose, least
+from deepseek_resilient.local.engines import ENGINES
 from deepseek_resilient.local.hardware import Gpu, Hardware
 from deepseek_resilient.local.states import TRANSITIONS, State
 
@@ -45,3 +47,16 @@ def test_the_states_are_those_of_the_table() -> None:
     assert {state.value: {after.value for after in follow} - {"closed"} for state, follow in TRANSITIONS.items()} == {
         name: names & set(re.findall(r"`(\w+)`", text)) for name, text in told.items()
     }
+
+
+def test_what_to_install_is_what_the_extra_brings() -> None:
+    """The message must also help where there is no checkout, so it names the package itself, as the extra does."""
+    (package,) = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]["local"]
+    assert f"pip install '{package}'" in ENGINES["llamacpp"].install
+    assert "pip install '.[local]'" in PAGE
+
+
+def test_a_model_with_a_short_context_is_told() -> None:
+    """The formula alone would not give its number."""
+    assert {"smollm2-135m": 8_192} == {model.name: model.context for model in CATALOG if model.context < 25_000}
+    assert "8,192 for SmolLM2" in PAGE

@@ -1,7 +1,7 @@
 """A real NVIDIA GPU: detection, choice, room, models that run on it, and that all of its memory comes back.
 
 Skipped where none is visible, with the reason that `hardware.detect` has. Needs, for all of it:
-`pip install 'deepseek-resilient[local-gpu]' torch 'transformers[serving]>=5' accelerate bitsandbytes`.
+`pip install '.[local-gpu]' torch 'transformers[serving]>=5' accelerate bitsandbytes`.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def llamacpp() -> None:
     if importlib.util.find_spec("xllamacpp") is None:
-        pytest.skip("xllamacpp is not installed: pip install 'deepseek-resilient[local]'")
+        pytest.skip("xllamacpp is not installed: pip install '.[local]'")
 
 
 @pytest.fixture(scope="session")

@@ -433,3 +433,12 @@ def test_a_choice_says_why() -> None:
     choice = choose(machine(gpu(80)))
     assert isinstance(choice, Choice)
     assert "fits X: 33.7 GB to spare of the 84.6 GB that are free" == choice.why
+
+
+def test_a_file_that_is_no_gguf_is_corrupt(tmp_path: Path) -> None:
+    """The page's word for it: the file is there, so it is not that there is no model."""
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"<html>")
+    with pytest.raises(LocalModelError, match="is no GGUF file") as raised:
+        resolve(str(path))
+    assert "corrupt" == raised.value.why

@@ -158,7 +158,7 @@ def test_a_driver_without_the_package_is_told(tmp_path: Path, monkeypatch: pytes
     """The way out is one command."""
     monkeypatch.setitem(sys.modules, "pynvml", None)
     tree(tmp_path, {"proc/driver/nvidia/version": "NVRM version: 580\n"})
-    assert "pip install 'deepseek-resilient[local-gpu]'" in detect({}, tmp_path, **LINUX).notes[0]
+    assert "pip install 'nvidia-ml-py>=12.535'" in detect({}, tmp_path, **LINUX).notes[0]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pynvml") is None, reason="nvidia-ml-py is not installed")

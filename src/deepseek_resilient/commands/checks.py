@@ -285,4 +285,4 @@ def _planned(policy: LocalPolicy) -> Finding:
 
 
 def _gibibytes(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

@@ -40,6 +40,7 @@ def _add_list(commands: Any) -> None:
         help="the catalog: what fits here, what is here already",
         description="Shows the models of the catalog, which of them fit this machine now, and which are here already. "
         "The one that would be chosen is marked.",
+        epilog="Exit status: 0, also where none fits; 2 for a wrong option.",
     )
     line.add_argument(
         "--tokens", type=_positive, default=25_000,
@@ -55,8 +56,8 @@ def _add_pull(commands: Any) -> None:
         help="fetch the files of a model",
         description="Fetches a model of the catalog, or by their hub names a repository of safetensors or one of GGUF "
         "files. Stopped, it goes on where it was when it is run again. Checksums are checked.",
-        epilog="Exit status: 2 when it could not be fetched, 130 when it was interrupted; what came stays. HF_TOKEN, "
-        "if set, goes to https://huggingface.co only. Proxies of the environment are used.",
+        epilog="Exit status: 0 when it is here, 2 when it could not be fetched, 130 when it was interrupted; what came "
+        "stays. HF_TOKEN, if set, goes to https://huggingface.co only. Proxies of the environment are used.",
     )
     line.add_argument("name", metavar="NAME", help="a name of `local list`, organisation/name, or "
                       "organisation/name:file.gguf")  # fmt: skip
@@ -160,7 +161,10 @@ def run_pull(options: argparse.Namespace) -> int:
         raise CommandError(f"{error}.") from error
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
         bar.end()
-        raise CommandError(f"{base} cannot be used: {error or type(error).__name__}.") from error
+        raise CommandError(
+            f"{base} cannot be used: {str(error) or type(error).__name__}: check the network and HTTPS_PROXY, or give "
+            "another source by --url."
+        ) from error
     path = remotes[0].target
     Terminal(sys.stdout).line(str(path if path.suffix == ".gguf" else path.parent))
     return 0

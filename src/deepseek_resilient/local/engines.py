@@ -114,7 +114,7 @@ def _vllm(policy: LocalPolicy, plan: Plan, port: int) -> list[str]:
 ENGINES = {
     "llamacpp": Engine(
         "llamacpp", ("xllamacpp",),
-        "pip install 'deepseek-resilient[local]' (for a GPU: the CUDA, ROCm or Vulkan wheel of xllamacpp)", _llamacpp,
+        "pip install 'xllamacpp>=2026.10' (for a GPU: its CUDA, ROCm or Vulkan wheel)", _llamacpp,
     ),
     "transformers": Engine(
         "transformers", ("transformers", "torch", "uvicorn", "fastapi"),

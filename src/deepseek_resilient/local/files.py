@@ -145,7 +145,9 @@ def check_gguf(path: Path) -> None:
         raise LocalModelError(f"{path} has not been fetched to its end: run the same `local pull` again")
     if magic != b"GGUF":
         what = "an empty file" if not magic else f"it begins with {magic!r}"
-        raise LocalModelError(f"{path} is no GGUF file ({what}): give a .gguf file, or a folder with config.json")
+        raise LocalModelError(
+            f"{path} is no GGUF file ({what}): give a .gguf file, or a folder with config.json", why="corrupt"
+        )
 
 
 def _is_gguf(path: Path) -> bool:

@@ -38,7 +38,7 @@ def look(environ: Mapping[str, str], root: Path, nvml: Any, machine: Machine) ->
             nvml = importlib.import_module("pynvml")
         except ImportError:
             if (root / "proc/driver/nvidia/version").exists():
-                return [], "an NVIDIA driver, but no way to ask it: pip install 'deepseek-resilient[local-gpu]'"
+                return [], "an NVIDIA driver, but no way to ask it: pip install 'nvidia-ml-py>=12.535'"
             return [], "no NVIDIA driver"
     try:
         nvml.nvmlInit()
