@@ -17,8 +17,6 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import jiter
-
 from deepseek_resilient import wire
 from deepseek_resilient.core.refusal import response_of
 from deepseek_resilient.engine import Engine
@@ -26,8 +24,10 @@ from deepseek_resilient.errors import ConfigError, RejectedError
 from deepseek_resilient.events import AttemptCharged, Event
 from deepseek_resilient.gateway.check import check, is_check
 from deepseek_resilient.gateway.loopback import is_from_here
+from deepseek_resilient.gateway.offers import asks_for_models, listed, model_of, no_such
 from deepseek_resilient.gateway.openapi import document
 from deepseek_resilient.gateway.outgoing import request_to
+from deepseek_resilient.gateway.problem import Problem, too_long
 from deepseek_resilient.gateway.relay import Relay, answer
 from deepseek_resilient.gateway.repeats import Repeats
 from deepseek_resilient.gateway.sender import Sender
@@ -49,16 +49,6 @@ _LOOK = 1.0
 _MOST_RETRIES = 5
 """More than the default policy allows itself; a caller may ask for fewer, and no more."""
 _CLOSE = (b"connection", b"close")
-
-
-class Problem(Exception):
-    """What is said instead of an answer; `close`: and the connection ends."""
-
-    def __init__(self, status: int, kind: str, message: str, *, close: bool = False) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = wire.error_body(message, kind)
-        self.headers = [JSON, _CLOSE] if close else [JSON]
 
 
 class Gateway:
@@ -174,8 +164,8 @@ class Gateway:
             await answer(send, *check(account, self.engine, headers, scope["query_string"]))
             return
         dialect = wire.dialect_of(method, path)
-        if not dialect.is_inference and not (method == "GET" and _asks_for_models(path)):
-            raise _no_such(method, path)
+        if not dialect.is_inference and not (method == "GET" and asks_for_models(path)):
+            raise no_such(method, path)
         account.counts.requests += 1
         body = await self._read(headers, receive)
         limits = self._limits(account, headers)
@@ -229,7 +219,7 @@ class Gateway:
         longest = limits.max_body_bytes
         for name, value in headers:
             if name == b"content-length" and value.isdigit() and int(value[:18]) > longest:
-                raise _too_long(longest)
+                raise too_long(longest)
         parts: list[bytes] = []
         size = 0
         more = True
@@ -244,7 +234,7 @@ class Gateway:
                     more = message.get("more_body", False)
                     size += len(parts[-1])
                     if size > longest:
-                        raise _too_long(longest)
+                        raise too_long(longest)
         except TimeoutError:
             told = f"The body did not come within {limits.body_timeout:g} s"
             raise Problem(408, "timeout", told, close=True) from None
@@ -274,7 +264,7 @@ class Gateway:
         body: bytes, limits: dict[str, Any], repeats: Repeats,
     ) -> None:  # fmt: skip
         settings, path = self.settings, scope["path"]
-        if account.models and _model_of(body) not in account.models:
+        if account.models and model_of(body) not in account.models:
             told = f"Your models at this gateway are {', '.join(sorted(account.models))}"
             raise Problem(403, "permission_error", told)
         request = request_to(
@@ -311,8 +301,8 @@ class Gateway:
         only = account.models
         name = scope["path"].rstrip("/").rpartition("/models")[2][1:]
         if only and name and name not in only:
-            raise _no_such("GET", scope["path"])
-        change = partial(_only, only) if only and not name else None
+            raise no_such("GET", scope["path"])
+        change = partial(listed, only) if only and not name else None
         await self._relay(receive, send).run(self.engine.call(request), self._senders(), stream=False, change=change)
 
     def _relay(self, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> Relay:
@@ -342,26 +332,6 @@ _WEB_PAGE = "Without tenants this gateway is for programs on this machine, and n
 _NO_KEY = "This gateway asks for a key: send it as `Authorization: Bearer KEY` (api_key= of the SDK)"
 
 
-def _asks_for_models(path: str) -> bool:
-    _, found, name = path.rstrip("/").rpartition("/models")
-    if not found or not name:
-        return bool(found)
-    return name[0] == "/" and not {"", ".", ".."} & set(name[1:].split("/"))  # up and away, with our key
-
-
-def _model_of(body: bytes) -> object:
-    """The model that a call asks for, read so that no server can read another one."""
-    try:
-        fields = jiter.from_json(body, catch_duplicate_keys=True)
-    except ValueError as error:
-        told = f"The body is not the JSON of a call: {error}"
-        raise Problem(400, "invalid_request_error", told) from None
-    model = fields.get("model") if isinstance(fields, dict) else None
-    if isinstance(fields, dict) and sum(name.casefold() == "model" for name in fields) > 1:
-        raise Problem(400, "invalid_request_error", "The body names its model twice, in other letters")
-    return model if isinstance(model, str) else None
-
-
 async def _confess(send: Callable[..., Any], error: Exception) -> None:
     """Tell the caller of a bug of ours, and the log where it is."""
     told = "The gateway has made a mistake; its log has more"
@@ -372,32 +342,5 @@ async def _confess(send: Callable[..., Any], error: Exception) -> None:
     log.error("a mistake of the gateway itself", exc_info=error)
 
 
-def _only(models: frozenset[str], body: bytes) -> bytes:
-    """The list of models, without those that are not the tenant's."""
-    try:
-        listed = jiter.from_json(body)
-    except ValueError:
-        return body
-    if not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
-        return body
-    data = [model for model in listed["data"] if isinstance(model, dict) and model.get("id") in models]
-    return wire.encode({**listed, "data": data}) or body
-
-
 def _retry_after(wait: float) -> tuple[bytes, bytes]:
     return b"retry-after", f"{max(wait, 0.001):.3f}".encode()
-
-
-def _too_long(longest: int) -> Problem:
-    told = f"Request Entity Too Large: the limit of this gateway is {longest} bytes"
-    return Problem(413, "invalid_request_error", told, close=True)
-
-
-def _no_such(method: str, path: str) -> Problem:
-    allowed = b"POST" if wire.dialect_of("POST", path).is_inference else b"GET" if _asks_for_models(path) else b""
-    if allowed and method.encode() != allowed:
-        problem = Problem(405, "invalid_request_error", f"Only {allowed.decode()} is possible here")
-        problem.headers.append((b"allow", allowed))
-        return problem
-    shown = path[:100] if path.isprintable() else "(not printable)"
-    return Problem(404, "not_found", f"There is no {method} {shown} at this gateway")

@@ -1,0 +1,52 @@
+"""What a gateway offers: which paths there are, which model a call asks for, and those that a tenant may have."""
+
+from __future__ import annotations
+
+import jiter
+
+from deepseek_resilient import wire
+from deepseek_resilient.gateway.problem import Problem
+
+
+def asks_for_models(path: str) -> bool:
+    """Whether a GET of that path is one of the list, or of one of them."""
+    _, found, name = path.rstrip("/").rpartition("/models")
+    if not found or not name:
+        return bool(found)
+    return name[0] == "/" and not {"", ".", ".."} & set(name[1:].split("/"))  # up and away, with our key
+
+
+def no_such(method: str, path: str) -> Problem:
+    """A path that is none of ours."""
+    allowed = b"POST" if wire.dialect_of("POST", path).is_inference else b"GET" if asks_for_models(path) else b""
+    if allowed and method.encode() != allowed:
+        problem = Problem(405, "invalid_request_error", f"Only {allowed.decode()} is possible here")
+        problem.headers.append((b"allow", allowed))
+        return problem
+    shown = path[:100] if path.isprintable() else "(not printable)"
+    return Problem(404, "not_found", f"There is no {method} {shown} at this gateway")
+
+
+def model_of(body: bytes) -> object:
+    """The model that a call asks for, read so that no server can read another one."""
+    try:
+        fields = jiter.from_json(body, catch_duplicate_keys=True)
+    except ValueError as error:
+        told = f"The body is not the JSON of a call: {error}"
+        raise Problem(400, "invalid_request_error", told) from None
+    model = fields.get("model") if isinstance(fields, dict) else None
+    if isinstance(fields, dict) and sum(name.casefold() == "model" for name in fields) > 1:
+        raise Problem(400, "invalid_request_error", "The body names its model twice, in other letters")
+    return model if isinstance(model, str) else None
+
+
+def listed(models: frozenset[str], body: bytes) -> bytes:
+    """The list of models, without those that are not the tenant's."""
+    try:
+        known = jiter.from_json(body)
+    except ValueError:
+        return body
+    if not isinstance(known, dict) or not isinstance(known.get("data"), list):
+        return body
+    data = [model for model in known["data"] if isinstance(model, dict) and model.get("id") in models]
+    return wire.encode({**known, "data": data}) or body
