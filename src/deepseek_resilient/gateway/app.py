@@ -28,7 +28,7 @@ from deepseek_resilient.gateway.offers import asks_for_models, listed, model_of,
 from deepseek_resilient.gateway.openapi import document
 from deepseek_resilient.gateway.outgoing import request_to
 from deepseek_resilient.gateway.problem import Problem, too_long
-from deepseek_resilient.gateway.relay import Relay, answer
+from deepseek_resilient.gateway.relay import JSON, Relay, answer
 from deepseek_resilient.gateway.repeats import Repeats
 from deepseek_resilient.gateway.sender import Sender
 from deepseek_resilient.gateway.tenants import Account, Accounts
@@ -44,11 +44,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("deepseek_resilient.gateway")
 
-JSON = (b"content-type", b"application/json")
 _LOOK = 1.0
 _MOST_RETRIES = 5
 """More than the default policy allows itself; a caller may ask for fewer, and no more."""
-_CLOSE = (b"connection", b"close")
 
 
 class Gateway:

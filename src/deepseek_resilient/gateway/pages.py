@@ -7,6 +7,8 @@ GET /healthz    the process lives   GET /readyz    it takes calls: 200, or 503 w
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import json
 from hmac import compare_digest
 from importlib.resources import files
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepseek_resilient import wire
 from deepseek_resilient.gateway.loopback import is_from_here
-from deepseek_resilient.gateway.relay import EVENT_STREAM, JSON, answer
+from deepseek_resilient.gateway.relay import EVENT_STREAM, JSON, answer, hang_up
 from deepseek_resilient.gateway.tenants import digest_of
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ class Pages:
 
     async def _live(self, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [EVENT_STREAM, *_SAFE]})
-        gone = asyncio.create_task(_gone(receive))
+        gone = asyncio.create_task(hang_up(receive))
         try:
             while not gone.done():
                 data = json.dumps(await self._status()).encode()
@@ -109,15 +111,7 @@ def _host(headers: list[tuple[bytes, bytes]]) -> bytes:
     return next((value for name, value in headers if name == b"host"), b"")
 
 
-async def _gone(receive: Callable[[], Awaitable[Any]]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 def _password(said: bytes) -> bytes:
-    import base64
-    import binascii
-
     scheme, _, rest = said.partition(b" ")
     if scheme.lower() == b"bearer":
         return rest.strip()

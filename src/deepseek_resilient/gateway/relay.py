@@ -124,8 +124,7 @@ class Relay:
 
     async def _watch(self) -> None:
         """Cancel the call once its caller is gone."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        await hang_up(self._receive)
         self.gone = True
         if self._task is not None:
             self._task.cancel()
@@ -180,6 +179,12 @@ def _is_event_stream(response: Response) -> bool:
 
 def _passed_back(headers: RawHeaders) -> RawHeaders:
     return [pair for pair in headers if pair[0].lower() not in NOT_PASSED_BACK]
+
+
+async def hang_up(receive: Callable[[], Awaitable[Any]]) -> None:
+    """Wait until the caller is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def answer(send: Callable[[Any], Awaitable[None]], status: int, body: bytes, headers: RawHeaders) -> None:
