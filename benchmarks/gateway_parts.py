@@ -7,6 +7,10 @@ import itertools
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway_contenders import Door
 
 NUMBER = b"00000000"
 """Stands for a number of the request's own, else calls in flight would be shared."""
@@ -141,11 +145,13 @@ class Caller(asyncio.Protocol):
         self._transport.write(b"%b%08d%b" % (self._before, next(_numbers), self._after))  # type: ignore[attr-defined]
 
 
-def request(body: bytes, key: str) -> bytes:
+def request(body: bytes, door: Door) -> bytes:
     """A call as bytes."""
+    body = body.replace(b"deepseek-flash", door.model.encode())
     return (
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer %b\r\n"
-        b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (key.encode(), len(body), body)
+        b"POST %b HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer %b\r\n"
+        b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+        % (door.path.encode(), door.key.encode(), len(body), body)
     )
 
 
