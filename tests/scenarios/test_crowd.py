@@ -38,6 +38,13 @@ def test_who_finds_no_place_waits_for_one() -> None:
     assert [f"StepWaited(call={n}, step=concurrency, {where}, delay={n - 1}.000)" for n in (2, 3)] == waits
 
 
+def test_who_is_given_up_while_the_server_is_at_it_keeps_the_place() -> None:
+    """For as long again as it took, where no usual time is known. Nobody gives it back: who waits looks by itself."""
+    run = crowd(Caller(cancel_at=0.5), Caller(at=0.2))
+    assert [2.2] == answered_at(run)
+    assert "1.000" == run.seen[1].headers["x-resilient-waited"]
+
+
 def test_a_full_queue_refuses_at_once_with_the_time_in_which_it_empties() -> None:
     """One is in flight, one may wait; the third is told to come again, and nothing is sent for it."""
     run = crowd(Caller(), Caller(at=1.5), Caller(at=1.6), Caller(at=1.7), policy=one_place(queue=1))

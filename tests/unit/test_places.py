@@ -1,5 +1,6 @@
 """core/concurrency.py and core/waiting.py: who gets a place, who waits, who is refused, and whose bell rings."""
 
+import math
 import threading
 
 import pytest
@@ -31,7 +32,7 @@ def places(initial=1, *, full=True, **policy):
     """Places, all of them taken."""
     it = Places(ConcurrencyPolicy(initial=initial, **policy), WatchedLock(), 0.0)
     for _ in range(initial if full else 0):
-        assert it.try_enter()
+        assert it.try_enter(0.0)
     return it
 
 
@@ -56,9 +57,9 @@ def granted(*waiters):
 def test_as_many_enter_as_the_limit_says():
     """And one more when one has left."""
     it = places(3, full=False)
-    assert [True, True, True, False, False] == [it.try_enter() for _ in range(5)]
+    assert [True, True, True, False, False] == [it.try_enter(0.0) for _ in range(5)]
     it.exit(0.0, 0.0)
-    assert [True, False] == [it.try_enter() for _ in range(2)]
+    assert [True, False] == [it.try_enter(0.0) for _ in range(2)]
 
 
 def test_nobody_enters_past_those_who_wait():
@@ -69,10 +70,10 @@ def test_nobody_enters_past_those_who_wait():
         it.answered(1.0, Sample(0.0, 1.0, SIZE, None))
     it.overloaded(1.0, 0.0)
     assert (8, 4, 1) == (it.statistics().limit, it.statistics().in_flight, it.statistics().queued)
-    assert not it.try_enter()
+    assert not it.try_enter(0.0)
     it.exit(1.0, 1.0)
     assert [True] == granted(waiter)
-    assert it.try_enter()
+    assert it.try_enter(1.0)
 
 
 def test_the_oldest_goes_first():
@@ -180,7 +181,7 @@ def test_a_queue_of_nothing_refuses_everybody():
 def test_a_place_that_came_free_meanwhile_is_given_at_once():
     """Between `try_enter` and `queue` another call may have ended."""
     it = places()
-    assert not it.try_enter()
+    assert not it.try_enter(0.0)
     it.exit(0.0, 0.0)
     assert [True] == granted(wait(it))
     assert 1 == it.statistics().in_flight
@@ -189,7 +190,7 @@ def test_a_place_that_came_free_meanwhile_is_given_at_once():
 def test_a_place_that_came_free_meanwhile_is_given_without_a_queue_too():
     """With `queue=0` nobody may wait, and nobody has to."""
     it = places(queue=0)
-    assert not it.try_enter()
+    assert not it.try_enter(0.0)
     it.exit(0.0, 0.0)
     assert not isinstance(it.queue(0.0, 0, None), float)
 
@@ -257,7 +258,7 @@ def test_an_answer_to_an_empty_queue_lets_the_next_enter():
     it = places(4)
     for _ in range(4):
         it.answered(1.0, Sample(0.0, 1.0, SIZE, None))
-    assert [True] * 4 + [False] == [it.try_enter() for _ in range(5)]
+    assert [True] * 4 + [False] == [it.try_enter(0.0) for _ in range(5)]
 
 
 def test_overloads_lower_the_limit_and_nobody_enters_above_it():
@@ -318,7 +319,7 @@ def test_statistics_show_limit_queue_refusals_and_load():
     it = places(4, full=False, queue=2, maximum=4)
     assert ConcurrencyStatistics(4.0, 0, 0, 0, 1.0) == it.statistics()
     for _ in range(4):
-        assert it.try_enter()
+        assert it.try_enter(0.0)
     for seconds in (2.0, 3.0):
         for _ in range(4):
             it.answered(seconds, Sample(seconds - 0.5, seconds, SIZE, None))
@@ -335,7 +336,7 @@ def test_threads_lose_no_place_and_no_waiter():
 
     def work():
         for _ in range(200):
-            if not it.try_enter():
+            if not it.try_enter(0.0):
                 waiter = it.queue(0.0, 0, None)
                 rung = threading.Event()
                 waiter.attach(rung.set)
@@ -395,3 +396,115 @@ def test_no_ring_is_lost_between_two_threads(attached_late):
     else:
         bell.attach(lambda: woken.append("early"))
     assert woken
+
+
+def test_work_that_is_given_up_keeps_its_place_for_the_usual_time():
+    """Counted from its beginning: the server may be at it until then."""
+    it = places(2)
+    it.answered(4.0, Sample(0.0, 4.0, SIZE, None))
+    it.exit(4.0, 0.0)
+    assert it.try_enter(4.0)
+    it.abandon(5.0, Sample(4.0, 1.0, SIZE, None))
+    waiter = wait(it, now=5.0)
+    assert (2, 1) == (it.statistics().in_flight, it.statistics().queued)
+    assert 8.0 == it.look_again(7.9, waiter)
+    assert [False] == granted(waiter)
+    it.look_again(8.0, waiter)
+    assert [True] == granted(waiter)
+
+
+def test_work_given_up_late_keeps_its_place_for_as_long_again_but_not_for_ever():
+    """Ten times the usual time at most; without a usual time, as long again."""
+    for usual, elapsed, more in ((4.0, 6.0, 6.0), (1.0, 50.0, 10.0), (None, 50.0, 50.0)):
+        it = places(2)
+        if usual is not None:
+            it.answered(usual, Sample(0.0, usual, SIZE, None))
+        it.exit(100.0, 0.0)
+        assert it.try_enter(100.0)
+        it.abandon(100.0 + elapsed, Sample(100.0, elapsed, SIZE, None))
+        until = 100.0 + elapsed + more
+        assert not it.try_enter(until - 0.01)
+        assert it.try_enter(until)
+
+
+def test_an_answer_frees_the_places_of_what_was_given_up_before_it_began():
+    """Not those of what began later, or with it."""
+    it = places(4)
+    it.answered(0.0, Sample(-10.0, 10.0, SIZE, None))
+    for started in (0.0, 1.0, 2.0):
+        it.abandon(9.0, Sample(started, 9.0 - started, SIZE, None))
+    it.answered(9.5, Sample(1.0, 8.5, SIZE, None))
+    assert 3 == it.statistics().in_flight
+    assert it.try_enter(9.5)
+    assert not it.try_enter(9.5)
+
+
+def test_work_given_up_after_more_than_the_usual_time_is_a_sign_of_overload():
+    """Before that it says nothing of the server. Where nothing was answered yet, it is all that is known of it."""
+    for usual, elapsed, limit in ((2.0, 2.0, 14.0), (2.0, 1.9, 20.0), (None, 1.0, 14.0)):
+        it = places(20)
+        if usual is not None:
+            it.answered(0.0, Sample(-usual, usual, SIZE, None))
+        for _ in range(5):
+            it.abandon(100.0, Sample(100.0 - elapsed, elapsed, SIZE, None))
+        assert limit == it.statistics().limit
+
+
+def test_the_patience_that_callers_show_turns_the_queue_round():
+    """Who left after 4 s without a word: half of that is calm, afterwards the newest goes first."""
+    it = places()
+    gone = wait(it, now=0.0)
+    it.leave(gone, 4.0)
+    for now, order in ((12.0, [True, False]), (12.01, [False, True])):
+        waiters = [wait(it, now=10.0), wait(it, now=11.0)]
+        it.exit(now, now)
+        assert order == granted(*waiters)
+        for waiter in waiters:
+            it.leave(waiter, 10.0)
+        assert it.try_enter(now)
+
+
+def test_longer_waits_show_more_patience():
+    """Of callers who leave (a moving average), and of those who got a place after a longer wait; not of others."""
+    it = places()
+    for waited in (4.0, 14.0):
+        it.leave(wait(it, now=0.0), waited)
+    assert 12.5 == it.queue(10.0, 0, None).hurries_at
+    it = places()
+    it.leave(wait(it, now=0.0), 4.0)
+    for waited in (14.0, 1.0):
+        waiter = wait(it, now=0.0)
+        it.exit(waited, waited)
+        assert [True] == granted(waiter)
+    assert 12.5 == it.queue(10.0, 0, None).hurries_at
+
+
+def test_a_deadline_that_is_over_shows_no_patience():
+    """Its call had said so before."""
+    it = places()
+    it.leave(wait(it, until=4.0, now=0.0), 4.0)
+    assert math.inf == it.queue(10.0, 0, None).hurries_at
+
+
+def test_who_waits_comes_back_after_the_usual_time_then_after_twice_as_long_each_time():
+    """So a place that nobody gives back is found. A second, where nothing is known."""
+    it = places(4)
+    waiter = wait(it, now=10.0)
+    assert 11.0 == it.look_again(10.0, waiter)
+    it.answered(10.0, Sample(7.0, 3.0, SIZE, None))
+    assert [13.0, 18.0] == [it.look_again(now, waiter) for now in (10.0, 14.0)]
+
+
+def test_one_of_those_who_wait_looks_out_for_the_end_of_what_was_given_up():
+    """Not all, at every such end. When that one waits no longer, the next who looks does it."""
+    it = places(2)
+    first, second, third = (wait(it, now=1.0) for _ in range(3))
+    it.abandon(1.0, Sample(0.0, 1.0, SIZE, None))
+    it.abandon(1.0, Sample(-2.0, 3.0, SIZE, None))
+    assert [2.0, 2.5, 2.5, 2.0] == [
+        it.look_again(*each) for each in ((1.0, first), (1.5, second), (1.5, third), (1.6, first))
+    ]
+    assert [4.0, 4.0] == [it.look_again(*each) for each in ((2.0, first), (3.5, second))]
+    assert [True, False, False] == granted(first, second, third)
+    it.leave(second, 3.6)
+    assert 4.0 == it.look_again(3.7, third)

@@ -29,6 +29,7 @@ class PlacesMachine(RuleBasedStateMachine):
         self.policy = ConcurrencyPolicy(initial=initial, maximum=maximum, queue=queue, probe_interval=5.0)
         self.places = Places(self.policy, threading.Lock(), start)
         self.attempts = []  # when each of those in flight began
+        self.abandoned = []  # (until, when it began): given up, the place still taken
         self.waiting = []  # (waiter, hurries at), by age
         self.granted = []
         self.gone = []
@@ -39,10 +40,15 @@ class PlacesMachine(RuleBasedStateMachine):
         return self.places.statistics().limit
 
     def in_flight(self):
-        return len(self.attempts) + len(self.granted)
+        return len(self.attempts) + len(self.granted) + len(self.abandoned)
+
+    def expire(self):
+        """What was given up and is over by now leaves its place; looked at whenever places are given out."""
+        self.abandoned = [entry for entry in self.abandoned if entry[0] > self.now]
 
     def admit(self):
         """Give free places to those who wait, as the module's docstring says."""
+        self.expire()
         while self.waiting and self.in_flight() < self.limit():
             highest = max(waiter.priority for waiter, _ in self.waiting)
             candidates = [entry for entry in self.waiting if entry[0].priority == highest]
@@ -57,21 +63,24 @@ class PlacesMachine(RuleBasedStateMachine):
 
     @rule()
     def try_enter(self):
+        self.expire()
         free = self.in_flight() < self.limit()
-        assert (free and not self.waiting) is self.places.try_enter()
+        assert (free and not self.waiting) is self.places.try_enter(self.now)
         if free and not self.waiting:
             self.attempts.append(self.now)
             assert self.in_flight() <= math.ceil(self.limit())
 
     @rule()
     def fill(self):
-        while self.places.try_enter():
+        self.expire()
+        while self.places.try_enter(self.now):
             self.attempts.append(self.now)
             assert self.in_flight() <= math.ceil(self.limit())
 
     @rule(priority=st.integers(-1, 2), patience=st.one_of(st.none(), st.floats(0, 10)), attach_late=st.booleans())
     def queue(self, priority, patience, attach_late):
         until = None if patience is None else self.now + patience
+        self.expire()
         full = len(self.waiting) >= self.policy.queue and self.in_flight() >= self.limit()
         loser = None
         if full and self.waiting:
@@ -99,6 +108,7 @@ class PlacesMachine(RuleBasedStateMachine):
         waiter, _ = self.waiting.pop(index % len(self.waiting))
         self.places.leave(waiter, self.now)
         self.gone.append(waiter)
+        self.admit()
 
     @precondition(lambda self: self.granted)
     @rule(index=INDEX)
@@ -129,26 +139,48 @@ class PlacesMachine(RuleBasedStateMachine):
     def first_content(self, index, size):
         """An answer is told while its attempt stays in flight."""
         started = self.attempts[index % len(self.attempts)]
-        self.places.answered(self.now, Sample(started, self.now - started, size, None))
+        self.answer(Sample(started, self.now - started, size, None))
+
+    def answer(self, sample):
+        self.places.answered(self.now, sample)
+        self.abandoned = [entry for entry in self.abandoned if entry[1] >= sample.started]
+        if self.waiting:
+            self.admit()
+
+    @precondition(lambda self: self.attempts)
+    @rule(index=INDEX, size=st.sampled_from(SIZES))
+    def abandon(self, index, size):
+        """An attempt is given up: its place is free when the usual time is over, or twice the time that it took."""
+        started = self.attempts.pop(index % len(self.attempts))
+        usual, elapsed = self.places.expected(stream=size[0]), self.now - started
+        self.places.abandon(self.now, Sample(started, elapsed, size, None))
+        left = max(usual - elapsed, elapsed)
+        self.abandoned.append((self.now + (min(left, 10 * usual) if usual else left), started))
+        self.admit()
+
+    @precondition(lambda self: self.waiting)
+    @rule(index=INDEX)
+    def look_again(self, index):
+        """A call that waits comes back to give out what is over by now; it is told to do so again later."""
+        assert self.places.look_again(self.now, self.waiting[index % len(self.waiting)][0]) >= self.now
         self.admit()
 
     @precondition(lambda self: self.attempts)
     @rule(
         index=INDEX,
         count=st.sampled_from([1, 4, 20]),
-        how=st.sampled_from(["abandoned", "answered", "overloaded", "timed out"]),
+        how=st.sampled_from(["begun to answer", "answered", "overloaded", "timed out"]),
         size=st.sampled_from(SIZES),
         allowed=st.sampled_from([None, 1.0]),
     )
     def end(self, index, count, how, size, allowed):
-        """Some attempts come to an end: each tells how, then gives its place back."""
+        """Some attempts come to an end: each tells how, unless its first content did, then gives its place back."""
         for _ in range(min(count, len(self.attempts))):
             started = self.attempts.pop(index % len(self.attempts))
             sample = Sample(started, self.now - started, size, allowed)
             if how == "answered":
                 self.attempts.append(started)
-                self.places.answered(self.now, sample)
-                self.admit()
+                self.answer(sample)
                 self.attempts.remove(started)
             elif how == "overloaded":
                 self.places.overloaded(self.now, started)

@@ -127,7 +127,11 @@ class Attempt:
             self.call.attempt = None
             self._account(None)
             if self._places is not None:
-                self._places.exit(self.runtime.clock(), self.started)
+                now = self.runtime.clock()
+                if self.first_content is None:
+                    self._places.abandon(now, self._sample(now))
+                else:
+                    self._places.exit(now, self.started)
             if self._breaker is not None:
                 self._breaker.release(self.entry.permit)
             self._leave_upstream(None, self.runtime.clock())

@@ -4,7 +4,9 @@
 priorities first. Within a priority the oldest goes first, until the oldest has waited for half of what it can, or for
 ten times what an answer usually takes: then the queue is overloaded, and the newest goes first. In turn, they would
 all be answered late or too late, and a queue that an overload left behind would delay everybody who comes after it.
-(Facebook's adaptive LIFO; the switch by the time spent waiting is CoDel's idea.)
+(Facebook's adaptive LIFO; the switch by the time spent waiting is CoDel's idea.) How long a call can wait is what its
+deadline says, and what callers show who leave the queue before that: `patience`, a moving average of the waits that
+they gave up, and of those of others that were longer.
 
 Nobody waits longer than is of use: `until` is when an attempt would no longer end within the call's deadline. A full
 queue refuses: the newcomer, or, if that one matters more, the least and oldest of those who wait.
@@ -18,6 +20,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from deepseek_resilient.core.abandoned import AbandonedWork
 from deepseek_resilient.core.limit import AdaptiveLimit, Sample
 from deepseek_resilient.core.waiting import Bell
 
@@ -28,12 +31,14 @@ if TYPE_CHECKING:
 
 
 _CALM = 10.0
+_PATIENCE_GAIN = 0.1
+_UNKNOWN = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class ConcurrencyStatistics:
-    """A look at the places: the limit in force, calls in flight and waiting, refusals so far, and the load seen by
-    latency (1 = no queue at the server)."""
+    """A look at the places: the limit in force, places taken (by calls in flight, and by work that callers gave up) and
+    calls waiting, refusals so far, and the load seen by latency (1 = no queue at the server)."""
 
     limit: float
     in_flight: int
@@ -45,13 +50,20 @@ class ConcurrencyStatistics:
 class Waiter(Bell):
     """A call that waits for a place. Read `granted` and `refused` when its bell has rung."""
 
-    __slots__ = ("granted", "hurries_at", "left", "priority", "refused")
+    __slots__ = ("came", "granted", "hurries_at", "left", "priority", "refused", "until")
 
-    def __init__(self, priority: int, hurries_at: float) -> None:
+    def __init__(self, priority: int, came: float, until: float, hurries_at: float) -> None:
         super().__init__()
         self.priority = priority
+        self.came = came
+        self.until = until
         self.hurries_at = hurries_at
         self.granted = self.refused = self.left = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it waits no longer."""
+        return self.granted or self.refused or self.left
 
 
 class Places:
@@ -64,13 +76,17 @@ class Places:
         self._policy = policy
         self._lock = lock
         self._limit = AdaptiveLimit(policy, now)
+        self._abandoned = AbandonedWork()
+        self._patience = math.inf
+        self._lookout: Waiter | None = None
         self._queues: dict[int, deque[Waiter]] = {}
         self._queued = 0
         self._refused = 0
 
-    def try_enter(self) -> bool:
+    def try_enter(self, now: float) -> bool:
         """Take a place if one is free and nobody waits for it."""
         with self._lock:
+            self._free(self._abandoned.over(now))
             if self._queued or self._limit.in_flight >= self._limit.value:
                 return False
             self._limit.entered()
@@ -80,7 +96,8 @@ class Places:
         """A place in the queue for a call that can wait until then (None: for ever); or, when it is full, the seconds
         in which it would empty."""
         with self._lock:
-            waiter = Waiter(priority, now + self._calm(math.inf if until is None else until - now))
+            until = math.inf if until is None else until
+            waiter = Waiter(priority, now, until, now + self._calm(until - now))
             self._queues.setdefault(priority, deque()).append(waiter)
             self._queued += 1
             admitted = self._admit(now)
@@ -109,6 +126,8 @@ class Places:
                 self._limit.left(now)
             elif not waiter.refused:
                 self._remove(waiter)
+                if now < waiter.until:
+                    self._learn_patience(now - waiter.came)
             admitted = self._admit(now)
         for one in admitted:
             one.ring()
@@ -121,10 +140,38 @@ class Places:
         for one in admitted:
             one.ring()
 
+    def abandon(self, now: float, sample: Sample) -> None:
+        """The caller of an attempt that holds a place gave it up before its answer began: the place stays taken while
+        the server may be at it. An overload, unless answers are known to take more time than that."""
+        with self._lock:
+            self._limit.timed_out(now, sample._replace(allowed=sample.latency))
+            self._abandoned.add(now, sample.started, self._limit.expected(stream=sample.size[0]))
+            admitted = self._admit(now)
+        for one in admitted:
+            one.ring()
+
+    def look_again(self, now: float, waiter: Waiter) -> float:
+        """Give out the places of work that is over by now; when a call that still waits does well to come back.
+
+        Nothing else may wake it then. One of those who wait comes back when more of that work is over; the others after
+        the usual time, then after twice as long each time: the one may have left.
+        """
+        with self._lock:
+            admitted = self._admit(now)
+            end = self._abandoned.next_end()
+            if self._lookout is None or self._lookout.is_over:
+                self._lookout = waiter
+            if end is None or self._lookout is not waiter:
+                end = now + max(now - waiter.came, self._usual() or _UNKNOWN)
+        for one in admitted:
+            one.ring()
+        return end
+
     def answered(self, now: float, sample: Sample) -> None:
         """An attempt that held a place was answered well."""
         with self._lock:
             self._limit.answered(now, sample)
+            self._free(self._abandoned.overtaken(sample.started))
             admitted = self._admit(now) if self._queued else []
         for one in admitted:
             one.ring()
@@ -166,7 +213,16 @@ class Places:
             limit = self._limit
             return ConcurrencyStatistics(limit.value, limit.in_flight, self._queued, self._refused, limit.load)
 
+    def _free(self, beginnings: list[float]) -> None:
+        for started in beginnings:
+            self._limit.left(started)
+
+    def _learn_patience(self, waited: float) -> None:
+        before = self._patience
+        self._patience = waited if before == math.inf else before + _PATIENCE_GAIN * (waited - before)
+
     def _admit(self, now: float) -> list[Waiter]:
+        self._free(self._abandoned.over(now))
         admitted: list[Waiter] = []
         while self._queued and self._limit.in_flight < self._limit.value:
             queue = self._queues[max(self._queues)]
@@ -175,14 +231,19 @@ class Places:
             self._queued -= 1
             self._limit.entered()
             waiter.granted = True
+            if now - waiter.came > self._patience:
+                self._learn_patience(now - waiter.came)
             admitted.append(waiter)
         return admitted
 
     def _calm(self, patience: float) -> float:
         """Seconds that a call may wait before the queue counts as overloaded."""
-        limit = self._limit
-        usual = max(limit.expected(stream=True), limit.expected(stream=False))
-        return min(patience / 2, _CALM * usual) if usual else patience / 2
+        shown = min(patience, self._patience) / 2
+        usual = self._usual()
+        return min(shown, _CALM * usual) if usual else shown
+
+    def _usual(self) -> float:
+        return max(self._limit.expected(stream=True), self._limit.expected(stream=False))
 
     def _remove(self, waiter: Waiter) -> None:
         self._queues[waiter.priority].remove(waiter)
@@ -194,5 +255,4 @@ class Places:
             del self._queues[priority]
 
     def _seconds_to_empty(self) -> float:
-        limit = self._limit
-        return self._queued * max(limit.expected(stream=True), limit.expected(stream=False)) / limit.value
+        return self._queued * self._usual() / self._limit.value

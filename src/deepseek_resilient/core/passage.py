@@ -20,7 +20,7 @@ from deepseek_resilient.events import StepWaited
 
 if TYPE_CHECKING:
     from deepseek_resilient.core.breaker import Permit
-    from deepseek_resilient.core.concurrency import Places
+    from deepseek_resilient.core.concurrency import Places, Waiter
     from deepseek_resilient.core.runtime import Call, Runtime
     from deepseek_resilient.core.target import Target
 
@@ -68,7 +68,7 @@ async def pass_through(
                     release(target, answer)
                     await wait_at(runtime, call, "rate", paced.delay)
                     continue
-            if places is None or held or places.try_enter():
+            if places is None or held or places.try_enter(runtime.clock()):
                 entered = True
                 return answer, reservation
             release(target, answer)
@@ -167,11 +167,10 @@ async def _queue(runtime: Runtime, call: Call, places: Places) -> RejectedError 
     if isinstance(waiter, float):
         return _crowded(call, "and as many calls wait already as may", waiter)
     try:
-        await Wait(waiter, until=until)
+        now = await _wait_for_place(runtime, places, waiter, until)
     except BaseException:
         places.leave(waiter, runtime.clock())
         raise
-    now = runtime.clock()
     call.waited += now - began
     if call.told:
         runtime.listeners.emit(StepWaited(now, call.number, "concurrency", call.target, now - began))
@@ -180,6 +179,16 @@ async def _queue(runtime: Runtime, call: Call, places: Places) -> RejectedError 
     places.leave(waiter, now)
     why = "and calls that matter more took the queue" if waiter.refused else "and none came free in time"
     return _crowded(call, why, places.seconds_to_empty())
+
+
+async def _wait_for_place(runtime: Runtime, places: Places, waiter: Waiter, until: float | None) -> float:
+    """Until its bell rings, or until then; answers when that was."""
+    while True:
+        again = places.look_again(runtime.clock(), waiter)
+        await Wait(waiter, until=again if until is None else min(until, again))
+        now = runtime.clock()
+        if waiter.rung or (until is not None and now >= until):
+            return now
 
 
 def _crowded(call: Call, why: str, retry_after: float) -> RejectedError:
