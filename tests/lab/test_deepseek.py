@@ -239,6 +239,16 @@ def test_statistics_count_by_path_status_and_second() -> None:
     json.dumps(statistics)
 
 
+def test_good_answers_are_counted_by_second_for_an_hour_of_seconds() -> None:
+    """A server may be up for weeks: the oldest seconds make room, the sum goes on."""
+    world = World(service_time=0.0)
+    for _ in range(3602):
+        world.answer(seconds=1.0)
+    statistics = world.statistics()
+    assert 3602 == statistics["answered"]
+    assert [str(second) for second in range(2, 3602)] == list(statistics["goodput"])
+
+
 def test_reset_forgets_all_that_was() -> None:
     """After a reset settings, script and counts are new, also for what was in flight."""
     world = World(slots=1, service_time=1.0)

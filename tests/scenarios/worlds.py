@@ -333,7 +333,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.now
 
 
-class _AioSender:
+class AioSender:
+    """Sends into a world from an event loop."""
+
     def __init__(self, server: VirtualSender) -> None:
         self.server = server
 
@@ -365,7 +367,7 @@ def run_asyncio(scenario: Scenario) -> Run:
 
     async def one(caller: Caller, seen: Seen) -> None:
         await asyncio.sleep(caller.at)
-        call = AioCall(world.coroutine(caller), _AioSender(world), clock=loop.time, raise_as=_Failed)
+        call = AioCall(world.coroutine(caller), AioSender(world), clock=loop.time, raise_as=_Failed)
         try:
             response = await call.start()
             seen.take(response)

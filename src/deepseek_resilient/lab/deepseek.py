@@ -34,6 +34,8 @@ EPOCH: Final = 1_795_392_000.0
 """The Unix time at which virtual time starts: 23 November 2026."""
 
 _PATHS: Final = 256
+_SECONDS: Final = 3600
+"""So many seconds of `goodput` are kept: a server may be up for weeks."""
 
 
 @dataclass(slots=True)
@@ -43,17 +45,26 @@ class _Counts:
     started: float
     attempts: int = 0
     in_flight: int = 0
+    answered: int = 0
     requests: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int | str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     goodput: Counter[int] = field(default_factory=Counter)
+
+    def count_answer(self, now: float) -> None:
+        """A client got a whole and good answer."""
+        self.answered += 1
+        self.goodput[int(now - self.started)] += 1
+        if len(self.goodput) > _SECONDS:
+            del self.goodput[next(iter(self.goodput))]
 
 
 class SimulatedDeepSeek:
     """One account at one DeepSeek. Not thread-safe: everything on the scheduler's thread.
 
     `unix_offset` seconds added to the scheduler's time give the Unix time. A served request is one whose client got a
-    whole and good answer; `statistics()["goodput"]` counts those by the second since the start.
+    whole and good answer; `statistics()["goodput"]` counts those by the second since the start, for the last 3,600
+    seconds that had any.
     """
 
     def __init__(
@@ -131,7 +142,7 @@ class SimulatedDeepSeek:
             "requests": dict(counts.requests),
             "attempts": counts.attempts,
             "in_flight": counts.in_flight,
-            "answered": sum(counts.goodput.values()),
+            "answered": counts.answered,
             "served": capacity["served"],
             "wasted": capacity["wasted"],
             "queue": capacity["queued"],
@@ -268,7 +279,7 @@ class _Attempt:
         counts = self._counts
         counts.in_flight -= 1
         if good:
-            counts.goodput[int(self._brain.scheduler.time() - counts.started)] += 1
+            counts.count_answer(self._brain.scheduler.time())
 
     def refuse(self, problem: Problem) -> None:
         """Answer with an error."""
