@@ -69,7 +69,7 @@ def test_nobody_enters_past_those_who_wait():
     for _ in range(3):
         it.answered(1.0, Sample(0.0, 1.0, SIZE, None))
     it.overloaded(1.0, 0.0)
-    assert (8, 4, 1) == (it.statistics().limit, it.statistics().in_flight, it.statistics().queued)
+    assert (8, 4, 1) == (it.statistics(0.0).limit, it.statistics(0.0).in_flight, it.statistics(0.0).queued)
     assert not it.try_enter(0.0)
     it.exit(1.0, 1.0)
     assert [True] == granted(waiter)
@@ -84,8 +84,8 @@ def test_the_oldest_goes_first():
     for count in (1, 2, 3):
         it.exit(1.0, 1.0)
         assert [number < count for number in range(3)] == granted(*waiters)
-    assert 1 == it.statistics().in_flight
-    assert 0 == it.statistics().queued
+    assert 1 == it.statistics(0.0).in_flight
+    assert 0 == it.statistics(0.0).queued
 
 
 def test_with_a_lot_of_time_the_newest_goes_first_after_the_time_of_ten_answers():
@@ -136,7 +136,7 @@ def test_a_higher_priority_goes_first():
     for order in ([first], [second], [middle], [low]):
         it.exit(0.0, 0.0)
         assert [True] == granted(*order)
-    assert 0 == it.statistics().queued
+    assert 0 == it.statistics(0.0).queued
 
 
 def test_each_priority_has_its_own_hurry():
@@ -155,7 +155,7 @@ def test_a_full_queue_refuses_the_newcomer():
     it.answered(0.0, Sample(0.0, 3.0, SIZE, None))
     assert [6.0, 6.0] == [it.queue(0.0, priority, None) for priority in (0, 1)]
     assert [False, False] == granted(*waiters)
-    assert (2, 2) == (it.statistics().queued, it.statistics().refused)
+    assert (2, 2) == (it.statistics(0.0).queued, it.statistics(0.0).refused)
 
 
 def test_a_full_queue_gives_way_to_who_matters_more():
@@ -165,7 +165,7 @@ def test_a_full_queue_gives_way_to_who_matters_more():
     new = wait(it, 1)
     assert (True, True, False) == (old.refused, old.rung, old.granted)
     assert [False] * 3 == granted(high, young, new)
-    assert (3, 1) == (it.statistics().queued, it.statistics().refused)
+    assert (3, 1) == (it.statistics(0.0).queued, it.statistics(0.0).refused)
     it.exit(0.0, 0.0)
     it.exit(0.0, 0.0)
     assert [True, True, False] == granted(high, new, young)
@@ -175,7 +175,7 @@ def test_a_queue_of_nothing_refuses_everybody():
     """At once, whatever the priority."""
     it = places(queue=0)
     assert [0.0, 0.0] == [it.queue(0.0, priority, None) for priority in (0, 99)]
-    assert 2 == it.statistics().refused
+    assert 2 == it.statistics(0.0).refused
 
 
 def test_a_place_that_came_free_meanwhile_is_given_at_once():
@@ -184,7 +184,7 @@ def test_a_place_that_came_free_meanwhile_is_given_at_once():
     assert not it.try_enter(0.0)
     it.exit(0.0, 0.0)
     assert [True] == granted(wait(it))
-    assert 1 == it.statistics().in_flight
+    assert 1 == it.statistics(0.0).in_flight
 
 
 def test_a_place_that_came_free_meanwhile_is_given_without_a_queue_too():
@@ -201,7 +201,7 @@ def test_who_leaves_the_queue_is_not_granted_a_place():
     first, second = wait(it), wait(it)
     it.leave(first, 1.0)
     it.leave(first, 1.0)
-    assert 1 == it.statistics().queued
+    assert 1 == it.statistics(0.0).queued
     it.exit(2.0, 2.0)
     assert [False, True] == granted(first, second)
 
@@ -214,7 +214,7 @@ def test_who_leaves_with_a_place_gives_it_to_the_next():
     it.leave(first, 2.0)
     it.leave(first, 2.0)
     assert [True, True, False] == granted(first, second, third)
-    assert (1, 1) == (it.statistics().in_flight, it.statistics().queued)
+    assert (1, 1) == (it.statistics(0.0).in_flight, it.statistics(0.0).queued)
 
 
 def test_who_leaves_after_a_refusal_changes_nothing():
@@ -222,10 +222,10 @@ def test_who_leaves_after_a_refusal_changes_nothing():
     it = places(queue=1)
     loser = wait(it, 0)
     winner = wait(it, 1)
-    before = it.statistics()
+    before = it.statistics(0.0)
     it.leave(loser, 1.0)
     it.leave(loser, 1.0)
-    assert before == it.statistics()
+    assert before == it.statistics(0.0)
     assert [False] == granted(winner)
 
 
@@ -248,9 +248,9 @@ def test_an_answer_lets_waiters_in():
         it.answered(1.0, Sample(0.0, 1.0, STREAM, None))
     assert [False] * 6 == granted(*waiters)
     it.answered(1.0, Sample(0.0, 1.0, STREAM, None))
-    assert 8 == it.statistics().limit
+    assert 8 == it.statistics(0.0).limit
     assert [True] * 4 + [False] * 2 == granted(*waiters)
-    assert 8 == it.statistics().in_flight
+    assert 8 == it.statistics(0.0).in_flight
 
 
 def test_an_answer_to_an_empty_queue_lets_the_next_enter():
@@ -267,10 +267,10 @@ def test_overloads_lower_the_limit_and_nobody_enters_above_it():
     waiter = wait(it)
     for _ in range(4):
         it.overloaded(1.0, 0.0)
-    assert 7 == it.statistics().limit
+    assert 7 == it.statistics(0.0).limit
     for in_flight in (9, 8, 7):
         it.exit(1.0, 1.0)
-        assert in_flight == it.statistics().in_flight
+        assert in_flight == it.statistics(0.0).in_flight
         assert [False] == granted(waiter)
     it.exit(1.0, 1.0)
     assert [True] == granted(waiter)
@@ -281,7 +281,7 @@ def test_timeouts_lower_the_limit():
     it = places(10)
     for _ in range(4):
         it.timed_out(1.0, Sample(0.0, 1.0, SIZE, 1.0))
-    assert 7 == it.statistics().limit
+    assert 7 == it.statistics(0.0).limit
 
 
 def test_a_stated_limit_holds_at_once():
@@ -289,14 +289,14 @@ def test_a_stated_limit_holds_at_once():
     it = places(20)
     for _ in range(10):
         it.overloaded(1.0, 0.0, stated=15)
-    assert 15 == it.statistics().limit
+    assert 15 == it.statistics(0.0).limit
 
 
 def test_a_stated_limit_of_zero_is_stated_too():
     """The least that is allowed remains."""
     it = places(20, minimum=2)
     it.overloaded(1.0, 0.0, stated=0)
-    assert 2 == it.statistics().limit
+    assert 2 == it.statistics(0.0).limit
 
 
 def test_the_queue_empties_at_the_rate_of_the_slower_kind():
@@ -317,7 +317,7 @@ def test_the_queue_empties_at_the_rate_of_the_slower_kind():
 def test_statistics_show_limit_queue_refusals_and_load():
     """The load is that of the last round, in units of the least one."""
     it = places(4, full=False, queue=2, maximum=4)
-    assert ConcurrencyStatistics(4.0, 0, 0, 0, 1.0) == it.statistics()
+    assert ConcurrencyStatistics(4.0, 0, 0, 0, 1.0) == it.statistics(0.0)
     for _ in range(4):
         assert it.try_enter(0.0)
     for seconds in (2.0, 3.0):
@@ -326,7 +326,7 @@ def test_statistics_show_limit_queue_refusals_and_load():
     wait(it)
     wait(it)
     it.queue(3.0, 0, None)
-    assert ConcurrencyStatistics(4.0, 4, 2, 1, 1.5) == it.statistics()
+    assert ConcurrencyStatistics(4.0, 4, 2, 1, 1.5) == it.statistics(0.0)
 
 
 def test_threads_lose_no_place_and_no_waiter():
@@ -342,7 +342,7 @@ def test_threads_lose_no_place_and_no_waiter():
                 waiter.attach(rung.set)
                 assert rung.wait(60)
                 assert waiter.granted
-            most.append(it.statistics().in_flight)
+            most.append(it.statistics(0.0).in_flight)
             it.exit(0.0, 0.0)
 
     workers = [threading.Thread(target=work) for _ in range(4)]
@@ -352,7 +352,7 @@ def test_threads_lose_no_place_and_no_waiter():
         worker.join()
     assert 800 == len(most)
     assert max(most) <= 2
-    assert ConcurrencyStatistics(2.0, 0, 0, 0, 1.0) == it.statistics()
+    assert ConcurrencyStatistics(2.0, 0, 0, 0, 1.0) == it.statistics(0.0)
 
 
 def test_a_bell_that_rings_wakes_who_waits():
@@ -406,7 +406,7 @@ def test_work_that_is_given_up_keeps_its_place_for_the_usual_time():
     assert it.try_enter(4.0)
     it.abandon(5.0, Sample(4.0, 1.0, SIZE, None))
     waiter = wait(it, now=5.0)
-    assert (2, 1) == (it.statistics().in_flight, it.statistics().queued)
+    assert (2, 1) == (it.statistics(0.0).in_flight, it.statistics(0.0).queued)
     assert 8.0 == it.look_again(7.9, waiter)
     assert [False] == granted(waiter)
     it.look_again(8.0, waiter)
@@ -434,7 +434,7 @@ def test_an_answer_frees_the_places_of_what_was_given_up_before_it_began():
     for started in (0.0, 1.0, 2.0):
         it.abandon(9.0, Sample(started, 9.0 - started, SIZE, None))
     it.answered(9.5, Sample(1.0, 8.5, SIZE, None))
-    assert 3 == it.statistics().in_flight
+    assert 3 == it.statistics(0.0).in_flight
     assert it.try_enter(9.5)
     assert not it.try_enter(9.5)
 
@@ -447,7 +447,7 @@ def test_work_given_up_after_more_than_the_usual_time_is_a_sign_of_overload():
             it.answered(0.0, Sample(-usual, usual, SIZE, None))
         for _ in range(5):
             it.abandon(100.0, Sample(100.0 - elapsed, elapsed, SIZE, None))
-        assert limit == it.statistics().limit
+        assert limit == it.statistics(0.0).limit
 
 
 def test_the_patience_that_callers_show_turns_the_queue_round():

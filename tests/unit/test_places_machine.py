@@ -37,7 +37,7 @@ class PlacesMachine(RuleBasedStateMachine):
         self.woken = set()
 
     def limit(self):
-        return self.places.statistics().limit
+        return self.places.statistics(self.now).limit
 
     def in_flight(self):
         return len(self.attempts) + len(self.granted) + len(self.abandoned)
@@ -63,7 +63,8 @@ class PlacesMachine(RuleBasedStateMachine):
 
     @rule()
     def try_enter(self):
-        self.expire()
+        if not self.waiting:
+            self.expire()
         free = self.in_flight() < self.limit()
         assert (free and not self.waiting) is self.places.try_enter(self.now)
         if free and not self.waiting:
@@ -72,7 +73,8 @@ class PlacesMachine(RuleBasedStateMachine):
 
     @rule()
     def fill(self):
-        self.expire()
+        if not self.waiting:
+            self.expire()
         while self.places.try_enter(self.now):
             self.attempts.append(self.now)
             assert self.in_flight() <= math.ceil(self.limit())
@@ -121,11 +123,11 @@ class PlacesMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(waiter.left or waiter.refused for waiter in self.gone))
     @rule()
     def leave_again_or_refused(self):
-        before = self.places.statistics()
+        before = self.places.statistics(self.now)
         for waiter in self.gone[-4:]:
             if waiter.left or waiter.refused:
                 self.places.leave(waiter, self.now)
-        assert before == self.places.statistics()
+        assert before == self.places.statistics(self.now)
 
     @precondition(lambda self: self.granted)
     @rule(index=INDEX)
@@ -200,11 +202,12 @@ class PlacesMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost(self):
-        seen = self.places.statistics()
-        assert (self.in_flight(), len(self.waiting), self.refused) == (seen.in_flight, seen.queued, seen.refused)
+        seen = self.places.statistics(self.now)
+        over = sum(until <= self.now for until, _ in self.abandoned)
+        assert (self.in_flight() - over, len(self.waiting), self.refused) == (seen.in_flight, seen.queued, seen.refused)
         assert 0 <= seen.in_flight
         assert seen.queued <= self.policy.queue
-        assert not seen.queued or seen.in_flight >= seen.limit
+        assert not seen.queued or seen.in_flight + over >= seen.limit
         assert 1 <= seen.limit <= self.policy.maximum
         assert not math.isnan(seen.load)
 

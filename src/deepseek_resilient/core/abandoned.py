@@ -36,6 +36,10 @@ class AbandonedWork:
         left = max(usual - elapsed, elapsed)
         self._work.append(_Work(now + (min(left, LONGEST * usual) if usual else left), started))
 
+    def count_over(self, now: float) -> int:
+        """How many are over by now and were not told yet."""
+        return sum(each.until <= now for each in self._work)
+
     def over(self, now: float) -> list[float]:
         """The beginnings of the attempts that are over by now; told once."""
         return self._take([each for each in self._work if each.until <= now]) if self._work else []

@@ -86,8 +86,10 @@ class Places:
     def try_enter(self, now: float) -> bool:
         """Take a place if one is free and nobody waits for it."""
         with self._lock:
+            if self._queued:
+                return False
             self._free(self._abandoned.over(now))
-            if self._queued or self._limit.in_flight >= self._limit.value:
+            if self._limit.in_flight >= self._limit.value:
                 return False
             self._limit.entered()
             return True
@@ -194,24 +196,27 @@ class Places:
         with self._lock:
             return self._limit.expected(stream=stream)
 
-    def pressure(self) -> tuple[float, float | None, float]:
-        """Calls in flight, the limit (None until the server was once found full), and the seconds of a full queue."""
+    def pressure(self, now: float) -> tuple[float, float | None, float]:
+        """Places taken, the limit (None until the server was once found full), and the seconds of a full queue."""
         with self._lock:
-            limit = self._limit.value
+            limit, taken = self._limit.value, self._taken(now)
             if not self._limit.known:
-                return self._limit.in_flight, None, self._seconds_to_empty()
-            return min(self._limit.in_flight, limit), limit, self._seconds_to_empty()
+                return taken, None, self._seconds_to_empty()
+            return min(taken, limit), limit, self._seconds_to_empty()
 
     def seconds_to_empty(self) -> float:
         """Seconds in which the queue would empty as things stand."""
         with self._lock:
             return self._seconds_to_empty()
 
-    def statistics(self) -> ConcurrencyStatistics:
+    def statistics(self, now: float) -> ConcurrencyStatistics:
         """How it stands."""
         with self._lock:
             limit = self._limit
-            return ConcurrencyStatistics(limit.value, limit.in_flight, self._queued, self._refused, limit.load)
+            return ConcurrencyStatistics(limit.value, self._taken(now), self._queued, self._refused, limit.load)
+
+    def _taken(self, now: float) -> int:
+        return self._limit.in_flight - self._abandoned.count_over(now)
 
     def _free(self, beginnings: list[float]) -> None:
         for started in beginnings:

@@ -190,7 +190,7 @@ def _target_of(runtime: Runtime, call: Call, upstream: Upstream | None, model: s
 def _shed(runtime: Runtime, call: Call, target: Target, admission: Admission) -> RejectedError | None:
     now = runtime.clock()
     if target.places is not None:
-        in_flight, limit, delay = target.places.pressure()
+        in_flight, limit, delay = target.places.pressure(now)
         if limit is not None or delay or not admission.meter.quiet:
             admission.meter.report_in_flight(now, in_flight, limit)
             left = math.inf if call.deadline is None else max(call.deadline - now, 0.001)

@@ -234,7 +234,7 @@ class Runtime:
             target.name: TargetStatistics(
                 target.gate.statistics(now),
                 target.breaker.statistics(now) if target.breaker else None,
-                target.places.statistics() if target.places else None,
+                target.places.statistics(now) if target.places else None,
                 target.rate.statistics(now) if target.rate else None,
                 target.admission.meter.statistics(now) if target.admission else None,
                 target.served.name,
