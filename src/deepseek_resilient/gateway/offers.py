@@ -5,6 +5,7 @@ from __future__ import annotations
 import jiter
 
 from deepseek_resilient import wire
+from deepseek_resilient.gateway.check import is_check
 from deepseek_resilient.gateway.problem import Problem
 
 
@@ -14,6 +15,17 @@ def asks_for_models(path: str) -> bool:
     if not found or not name:
         return bool(found)
     return name[0] == "/" and not {"", ".", ".."} & set(name[1:].split("/"))  # up and away, with our key
+
+
+def route_of(method: str, path: str) -> str:
+    """The end of a path that is one of ours, without what its caller put before it or behind; "" for no such path."""
+    if wire.dialect_of(method, path).is_inference:
+        return next(end for end, _ in wire.INFERENCE_PATHS if path.rstrip("/").endswith(end))
+    if is_check(path):
+        return "/check"
+    if method != "GET":
+        return ""
+    return "/models" if asks_for_models(path) else path if path == "/openapi.json" else ""
 
 
 def no_such(method: str, path: str) -> Problem:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("deepseek_resilient.gateway")
 
 _GRACE = 2.0
-_FIXED = ("listen", "admin", "workers", "drain", "limits")
+_FIXED = ("listen", "admin", "workers", "drain", "limits", "telemetry")
 """What a running gateway cannot change: it is checked with these, for they stay."""
 
 
