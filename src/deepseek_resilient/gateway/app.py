@@ -197,14 +197,15 @@ class Gateway:
             account.leave()
 
     def _who(self, headers: RawHeaders) -> Account:
-        key = None
+        bearer = other = b""
         for name, value in headers:
-            if name == b"authorization":
-                key = value[7:].strip() if value[:7].lower() == b"bearer " else b""
-            elif name == b"x-api-key" and key is None:
-                key = value
+            if name == b"authorization" and value[:7].lower() == b"bearer ":
+                bearer = value[7:].strip()
+            elif name == b"x-api-key":
+                other = value
             elif name == b"origin" and not (self.settings.tenants or self.settings.open or is_from_here(value)):
                 raise Problem(403, "permission_error", _WEB_PAGE)
+        key = bearer or other  # what is said of another scheme is for somebody before us
         account = self.accounts.find(key)
         if account is None:
             told = "This gateway knows no such key. Ask whoever runs it for one" if key else _NO_KEY

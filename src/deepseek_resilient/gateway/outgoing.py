@@ -99,7 +99,7 @@ def _account(key: str | None) -> int:
 
 
 def _credentials(key: str | None, path: str) -> bytes:
-    name = "x-api-key: " if path.endswith("/messages") else "authorization: Bearer "
+    name = "x-api-key: " if path.rstrip("/").endswith("/messages") else "authorization: Bearer "
     return f"{name}{key or 'none'}\r\n".encode("ascii")
 
 
