@@ -72,7 +72,9 @@ def one_of(caller: socket.socket) -> bytes:
     """One answer on a connection that stays."""
     came = b""
     while not (head := came.partition(b"\r\n\r\n"))[1] or len(head[2]) < length_of(head[0]):
-        came += caller.recv(65536)
+        part = caller.recv(65536)
+        assert part, came
+        came += part
     return came
 
 

@@ -97,7 +97,8 @@ class Limits:
     Attributes:
         max_body_bytes: of a request, >= 1,000.
         max_header_bytes: all header lines together, >= 1,000. max_headers: how many, >= 10.
-        header_timeout: seconds from a connection's first byte of a request to the end of its headers, > 0.
+        header_timeout: seconds from a request's first byte, and for a connection's first one from its opening, to the
+            end of its headers, > 0.
         body_timeout: seconds from there to the end of its body, > 0.
         write_timeout: a caller that takes so little that its buffer (64 kB) stays full that long is let go, seconds,
             > 0. None = never.
