@@ -125,6 +125,8 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
+            if self.expect_100_continue and self.cycle.response_complete and self.cycle.more_body:
+                self.transport.close()  # nobody was told to go on: whether a body comes now cannot be known
             if self.cycle.response_complete:
                 self._waits = True
             if not self.pipeline and not self.transport.is_closing():
