@@ -65,7 +65,7 @@ class CallInfo(NamedTuple):
     stream: bool
 
 
-_INFERENCE_PATHS = (
+INFERENCE_PATHS = (
     ("/chat/completions", Dialect.CHAT),
     ("/completions", Dialect.FIM),
     ("/responses", Dialect.RESPONSES),
@@ -78,7 +78,7 @@ def dialect_of(method: str, path: str) -> Dialect:
     """What kind of call goes to that path (without its query)."""
     if method == "POST":
         path = path.rstrip("/")
-        for suffix, dialect in _INFERENCE_PATHS:
+        for suffix, dialect in INFERENCE_PATHS:
             if path.endswith(suffix):
                 return dialect
     return Dialect.OTHER
@@ -130,7 +130,7 @@ def address_of(base_url: str, path: str) -> str:
     DeepSeek has the Messages dialect under `/anthropic` and its beta features under `/beta` of the bare host.
     """
     base, path = base_url.rstrip("/"), path.rstrip("/")
-    suffix = next((suffix for suffix, _ in _INFERENCE_PATHS if path.endswith(suffix)), path)
+    suffix = next((suffix for suffix, _ in INFERENCE_PATHS if path.endswith(suffix)), path)
     if path.endswith(f"/beta{suffix}"):
         return f"{base.removesuffix('/v1').removesuffix('/beta')}/beta{suffix}"
     if path.endswith(f"/anthropic/v1{suffix}"):

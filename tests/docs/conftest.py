@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING
 
 import pytest
 
-from deepseek_resilient.lab import LabProcess
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
-@pytest.fixture(scope="session")
-def lab_process() -> Iterator[LabProcess]:
-    with LabProcess(slots=1000, service_time=0.001) as process:
-        yield process
+    from deepseek_resilient.lab import LabProcess
 
 
 @pytest.fixture
-def lab(lab_process: LabProcess, plain_environment: None, monkeypatch: pytest.MonkeyPatch) -> LabProcess:
-    """A clean lab, where `DEEPSEEK_BASE_URL` leads."""
-    lab_process.reset()
-    monkeypatch.setenv("DEEPSEEK_BASE_URL", lab_process.base_url)
+def lab(lab: LabProcess, plain_environment: None, monkeypatch: pytest.MonkeyPatch) -> LabProcess:
+    """Where `DEEPSEEK_BASE_URL` leads."""
+    monkeypatch.setenv("DEEPSEEK_BASE_URL", lab.base_url)
     monkeypatch.setenv("DEEPSEEK_API_KEY", "sk-docs")
-    return lab_process
-
-
-@pytest.fixture
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the developer's own."""
-    for name in list(os.environ):
-        if name.upper().startswith(("OPENAI_", "DEEPSEEK_", "ANTHROPIC_")) or name.upper().endswith("_PROXY"):
-            monkeypatch.delenv(name)
+    return lab
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deepseek_resilient.gateway.configuration import load
-from deepseek_resilient.gateway.settings import GatewaySettings, Limits, Listen, Tenant
+from deepseek_resilient.gateway.settings import GatewaySettings, Limits, Listen, Telemetry, Tenant
 
 from .pages import blocks, code, read, rows
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PAGE = read("docs/gateway.md")
-ELSEWHERE = {"base_url", "api_key", "tenants", "limits", "policy"}
+ELSEWHERE = {"base_url", "api_key", "tenants", "limits", "policy", "telemetry"}
 
 
 def told(first: str) -> dict[str, str]:
@@ -46,7 +46,12 @@ def as_told(value: object) -> str:
 
 @pytest.mark.parametrize(
     ("kind", "first", "left_out"),
-    [(GatewaySettings, "listen", ELSEWHERE), (Limits, "max_body_bytes", set()), (Tenant, "name", {"burst"})],
+    [
+        (GatewaySettings, "listen", ELSEWHERE),
+        (Limits, "max_body_bytes", set()),
+        (Tenant, "name", {"burst"}),
+        (Telemetry, "endpoint", set()),
+    ],
 )
 def test_every_setting_is_told_with_its_default(kind: Any, first: str, left_out: set[str]) -> None:
     """No more, no fewer, in their order."""

@@ -13,7 +13,6 @@ import pytest
 import uvloop
 
 from deepseek_resilient import transport
-from deepseek_resilient.lab import LabProcess
 
 from .candidates import CANDIDATES
 from .faces import AsyncFace, SyncFace
@@ -23,26 +22,14 @@ from .plain import Plain
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from deepseek_resilient.lab import LabProcess
+
     from .faces import Face
 
 
-@pytest.fixture(scope="session")
-def lab_process() -> Iterator[LabProcess]:
-    with LabProcess(slots=1000, service_time=0.001) as process:
-        yield process
-
-
-@pytest.fixture
-def lab(lab_process: LabProcess) -> LabProcess:
-    lab_process.reset()
-    return lab_process
-
-
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.upper().startswith(("OPENAI_", "DEEPSEEK_", "ANTHROPIC_")) or name.upper().endswith("_PROXY"):
-            monkeypatch.delenv(name)
+def _surroundings(plain_environment: None) -> None:
+    """For every test here."""
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,9 @@ def one_of(caller: socket.socket) -> bytes:
     """One answer on a connection that stays."""
     came = b""
     while not (head := came.partition(b"\r\n\r\n"))[1] or len(head[2]) < length_of(head[0]):
-        came += caller.recv(65536)
+        part = caller.recv(65536)
+        assert part, came
+        came += part
     return came
 
 
@@ -384,7 +386,7 @@ def test_more_connections_than_allowed(narrow: GatewayProcess, lab: LabProcess) 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
     assert eventually(lambda: descriptors(narrow) < 60)
-    lab.script(next=["slow_first_token;delay=3"])
+    lab.script(next=["slow_first_token;delay=9"])
     with contextlib.ExitStack() as stack:
         inside = [stack.enter_context(connect(narrow)) for _ in range(60)]
         for caller in inside:

@@ -8,7 +8,7 @@ import pytest
 
 from deepseek_resilient.config import CachePolicy, Policy
 from deepseek_resilient.gateway.configuration import ConfigurationError, default, load
-from deepseek_resilient.gateway.settings import SHARING
+from deepseek_resilient.gateway.settings import SHARING, Telemetry
 from deepseek_resilient.gateway.tenants import make_key
 
 if TYPE_CHECKING:
@@ -63,6 +63,12 @@ WRONG = [
     ("[policy.cache]\nlifetim = 3\n", "line 2", "policy.cache.lifetim", "lifetime is meant"),
     ("[policy.cache]\nlifetime = -3\n", "line 2", "policy.cache.lifetime", "0"),
     ("[policy]\nhedge = 3\n", "line 2", "policy.hedge", "a table"),
+    ("telemetry = true\n", "line 1", "telemetry", "a table"),
+    ('[telemetry]\nendpont = "http://x"\n', "line 2", "telemetry.endpont", "endpoint is meant"),
+    ('[telemetry]\nendpoint = "x:4317"\n', "line 2", "telemetry.endpoint", "http://"),
+    ('[telemetry]\nendpoint = "http://a:sk-secret@x"\n', "line 2", "telemetry.endpoint", "without credentials"),
+    ('[telemetry]\nservice_name = ""\n', "line 2", "telemetry.service_name", "a name"),
+    ('[telemetry]\ntraces = "otlp"\n', "line 2", "telemetry.traces", "true or false"),
     ("[gateway\n", "line 1", "file", "TOML"),
     ("[gateway]\nworkers = 1\nworkers = 2\n", "line 3", "file", "TOML"),
 ]
@@ -95,6 +101,41 @@ def test_files_that_cannot_be_read(folder: Path) -> None:
             load(path, {})
     with pytest.raises(ConfigurationError, match=r"byte 2: .*UTF-8"):
         load(written(folder, b"# \xff"), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", '"http/protobuf"'),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json", '"http/protobuf"'),
+        ("OTEL_TRACES_EXPORTER", "zipkin", '"otlp" or "none"'),
+        ("OTEL_METRICS_EXPORTER", "prometheus", '"otlp" or "none"'),
+    ],
+)
+def test_variables_of_opentelemetry_that_cannot_be_followed(folder: Path, name: str, value: str, told: str) -> None:
+    """They are refused where something is exported, and nobody's business where nothing is."""
+    with pytest.raises(ConfigurationError, match=f"{name}='{value}': must be {told}"):
+        load(written(folder, "[telemetry]\n"), {name: value})
+    assert load(written(folder, ""), {name: value}).telemetry is None
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "expected"),
+    [
+        ("", {}, None),
+        ("[telemetry]\n", {}, Telemetry()),
+        ("[telemetry]\n", {"OTEL_TRACES_EXPORTER": "none"}, Telemetry(traces=False)),
+        ("[telemetry]\ntraces = true\n", {"OTEL_TRACES_EXPORTER": "none"}, Telemetry()),
+        ("[telemetry]\n", {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"}, None),
+        ("[telemetry]\nendpoint = false\n", {"OTEL_TRACES_EXPORTER": "otlp"}, Telemetry()),
+        ("[telemetry]\n", {"OTEL_SDK_DISABLED": "True"}, None),
+    ],
+)
+def test_the_file_comes_before_the_variables_of_opentelemetry(
+    folder: Path, text: str, environ: dict[str, str], expected: Telemetry | None
+) -> None:
+    """What is exported, if anything."""
+    assert expected == load(written(folder, text), environ).telemetry
 
 
 WHOLE = f"""

@@ -11,13 +11,14 @@ import anthropic
 import httpx
 import openai
 import pytest
+from tests.e2e.servers import recorder
 
-from .running import CHAT, MESSAGES
+from .running import CHAT, MESSAGES, GatewayProcess
 
 if TYPE_CHECKING:
-    from deepseek_resilient.lab import LabProcess
+    from pathlib import Path
 
-    from .running import GatewayProcess
+    from deepseek_resilient.lab import LabProcess
 
 CURL = shutil.which("curl") or "curl"
 TOOLS: Any = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
@@ -69,6 +70,21 @@ def test_fim_and_messages(gateway: GatewayProcess) -> None:
             model="deepseek-flash", max_tokens=64, messages=[{"role": "user", "content": "hi"}]
         )
     assert any(block.type == "text" and block.text for block in message.content)
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_the_upstream_gets_its_key_as_the_dialect_has_it(folder: Path, slash: str) -> None:
+    """Anthropic's own header for its Messages, also where a path ends in a slash."""
+    with recorder() as upstream, GatewayProcess(folder, upstream.base_url) as process:
+        base = process.url.removesuffix("/v1")
+        for path, name, key in (
+            ("/v1/chat/completions", "authorization", "Bearer sk-of-the-company"),
+            ("/anthropic/v1/messages", "x-api-key", "sk-of-the-company"),
+        ):
+            httpx.post(base + path + slash, json={**CHAT, "max_tokens": 9}, timeout=30)
+            found = {name: upstream.last.headers.get(name) for name in ("authorization", "x-api-key")}
+            assert {"authorization": None, "x-api-key": None, name: key} == found
+            assert not upstream.last.path.endswith("/")
 
 
 def test_curl(gateway: GatewayProcess) -> None:

@@ -122,9 +122,15 @@ def test_nothing_is_changed_here(gateway: GatewayProcess, method: str) -> None:
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
 
 
-def test_head_is_get_without_a_body(gateway: GatewayProcess) -> None:
-    answer = httpx.head(gateway.pages + "/status")
-    assert (answer.status_code, answer.content) == (200, b"")
+@pytest.mark.parametrize("path", ["/", "/status", "/metrics", "/events", "/healthz"])
+def test_head_is_get_without_a_body(gateway: GatewayProcess, path: str) -> None:
+    """The events too have an end then: the connection is good for the next request."""
+    with httpx.Client(base_url=gateway.pages, timeout=5) as client:
+        for _ in range(2):
+            answer = client.head(path)
+            assert (answer.status_code, answer.content) == (200, b"")
+        with client.stream("GET", path) as got:
+            assert got.headers["content-type"] == answer.headers["content-type"]
 
 
 @pytest.mark.parametrize(

@@ -206,3 +206,23 @@ def test_refusals_as_the_sdk_knows_them(lab: LabProcess, folder: Path) -> None:
             with pytest.raises(openai.RateLimitError, match="more than 60 requests per minute") as caught:
                 [client.chat.completions.create(model="deepseek-flash", messages=MESSAGES) for _ in range(9)]
             assert 0.0 < float(caught.value.response.headers["retry-after"]) <= 1.0
+
+
+WHERE = [
+    ([("authorization", f"Bearer {KEY}")], 200),
+    ([("x-api-key", KEY)], 200),
+    ([("authorization", "Basic dXNlcjpwYXNz"), ("x-api-key", KEY)], 200),
+    ([("x-api-key", KEY), ("authorization", "Basic dXNlcjpwYXNz")], 200),
+    ([("authorization", f"bearer  {KEY}"), ("x-api-key", "wrong")], 200),
+    ([("x-api-key", KEY), ("authorization", "Bearer wrong")], 401),
+    ([("authorization", f"Basic {KEY}")], 401),
+    ([], 401),
+]
+
+
+def test_where_a_key_may_stand(lab: LabProcess, folder: Path) -> None:
+    """A bearer token comes before `x-api-key`; what another scheme says is for somebody before the gateway."""
+    with GatewayProcess(folder, lab.base_url, tenant("a", DIGEST)) as process:
+        url = f"{process.url}/chat/completions"
+        found = [httpx.post(url, json=CHAT, headers=headers).status_code for headers, _ in WHERE]
+    assert [status for _, status in WHERE] == found

@@ -247,7 +247,7 @@ def _django_wsgi(stack: contextlib.ExitStack, work: Blocking, served: Served, op
     views["stream"] = lambda _: StreamingHttpResponse(work.stream())
     views["late"] = lambda _: StreamingHttpResponse(work.late())
     stack.enter_context(override_settings(ROOT_URLCONF=Urls(views), DEEPSEEK_RESILIENT=options))
-    return _remember_door(served, WSGIHandler)
+    return remember_door(served, WSGIHandler)
 
 
 def _django_asgi(stack: contextlib.ExitStack, work: Awaited, served: Served, options: dict[str, Any]) -> Any:
@@ -265,7 +265,7 @@ def _django_asgi(stack: contextlib.ExitStack, work: Awaited, served: Served, opt
 
     views = {**{name: plain(name) for name in PATHS}, **{name: streamed(name) for name in ("stream", "late")}}
     stack.enter_context(override_settings(ROOT_URLCONF=Urls(views), DEEPSEEK_RESILIENT=options))
-    return _remember_door(served, ASGIHandler)
+    return remember_door(served, ASGIHandler)
 
 
 async def _closing(request: Any, chunks: AsyncIterator[str]) -> AsyncIterator[str]:
@@ -275,7 +275,7 @@ async def _closing(request: Any, chunks: AsyncIterator[str]) -> AsyncIterator[st
             yield chunk
 
 
-def _remember_door(served: Served, handler: Callable[[], Any]) -> Any:
+def remember_door(served: Served, handler: Callable[[], Any]) -> Any:
     from deepseek_resilient.middleware import django as adapter
 
     class Noted(adapter.ResilienceMiddleware):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import fastapi
 import httpx
 import pytest
 from django.core.handlers.asgi import ASGIHandler
-from django.http import HttpResponse
+from django.http import HttpResponse, StreamingHttpResponse
 from django.test import override_settings
 
 from deepseek_resilient import ConfigError, ShedError
@@ -17,11 +19,11 @@ from deepseek_resilient.ambient import SURROUNDINGS
 from deepseek_resilient.middleware.asgi import ResilienceMiddleware
 from deepseek_resilient.middleware.wsgi import WsgiResilienceMiddleware
 
-from .applications import Blocking, Urls, asgi_server
+from .applications import Blocking, Served, Urls, asgi_server, remember_door
 from .test_frameworks import eager
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from deepseek_resilient.lab import LabProcess
 
@@ -135,6 +137,47 @@ def test_synchronous_views_of_django_under_asgi_inherit(lab: LabProcess) -> None
     options = {"engine": engine, "tenant": "acme", "deadline": 9.0}
     with override_settings(ROOT_URLCONF=urls, DEEPSEEK_RESILIENT=options):
         asks(ASGIHandler(), work, lab)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+def test_whoever_cannot_be_sent_a_stream_leaves(asynchronous: bool, fails_at: int) -> None:
+    """A server raises from `send` once its client is gone: at the head, at a chunk. Django then closes nothing."""
+    served = Served()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(9):
+            yield b"chunk"
+
+    async def receive() -> Any:
+        return requests.pop() if requests else await asyncio.Event().wait()
+
+    async def send(_: Any) -> None:
+        sent.append(served.door.inside)
+        if len(sent) == fails_at:
+            raise OSError("the client is gone")
+
+    def view(_: Any) -> StreamingHttpResponse:
+        return StreamingHttpResponse(chunks() if asynchronous else [b"chunk"] * 9)
+
+    async def view_of_async(request: Any) -> StreamingHttpResponse:
+        return view(request)
+
+    requests = [{"type": "http.request", "body": b""}]
+    sent: list[int] = []
+    scope = {"type": "http", "method": "GET", "path": "/s", "headers": [], "query_string": b"", "http_version": "1.1"}
+    urls = Urls({"s": view_of_async})
+    with (
+        warnings.catch_warnings(),  # Django warns of a synchronous body, which is what half of these are
+        override_settings(ROOT_URLCONF=urls, DEEPSEEK_RESILIENT={"engine": eager(), "max_in_app": 1}),
+    ):
+        warnings.simplefilter("ignore")
+        handler = remember_door(served, ASGIHandler)
+        with pytest.raises(OSError, match="the client is gone"):
+            asyncio.run(handler(scope, receive, send))
+        gc.collect()  # Django's request leaves a file open here
+    assert 1 == sent[0]
+    assert 0 == served.door.inside
 
 
 def asks(app: Any, work: Blocking, lab: LabProcess) -> None:

@@ -24,7 +24,7 @@ from deepseek_resilient.errors import ConfigError, RejectedError
 from deepseek_resilient.events import AttemptCharged, Event
 from deepseek_resilient.gateway.check import check, is_check
 from deepseek_resilient.gateway.loopback import is_from_here
-from deepseek_resilient.gateway.offers import asks_for_models, listed, model_of, no_such
+from deepseek_resilient.gateway.offers import asks_for_models, is_long, listed, model_of, no_such
 from deepseek_resilient.gateway.openapi import document
 from deepseek_resilient.gateway.outgoing import request_to
 from deepseek_resilient.gateway.problem import Problem, too_long
@@ -165,46 +165,60 @@ class Gateway:
         if not dialect.is_inference and not (method == "GET" and asks_for_models(path)):
             raise no_such(method, path)
         account.counts.requests += 1
-        body = await self._read(headers, receive)
         limits = self._limits(account, headers)
         if limits.get("retries_above"):
             account.counts.repeats += 1
         repeats = self._repeats
-        key = b""
-        if len(repeats):
-            key = _key_of(repeats, account, scope, limits, body)
-            known = repeats.find(key)
-            if known is not None:
-                account.counts.repeats += not limits.get("retries_above")
-                account.counts.refused += 1
-                account.counts.remembered += 1
-                refusal, wait = known
-                await answer(send, refusal.status, refusal.body, [*refusal.headers, _retry_after(wait)])
-                return
+        entered = is_long(headers)
+        if entered and not await self._enter(send, account, repeats, lambda: b""):
+            return  # nobody reads its body; the server throws away what comes, for as long as a head may take
         try:
-            account.enter()
-        except RejectedError as error:
-            account.counts.refused += 1
-            account.counts.limited += 1
-            await self._refuse(send, repeats, key or _key_of(repeats, account, scope, limits, body), response_of(error))
-            return
-        try:
+            body = await self._read(headers, receive)
+            if len(repeats):
+                known = repeats.find(_key_of(repeats, account, scope, limits, body))
+                if known is not None:
+                    account.counts.repeats += not limits.get("retries_above")
+                    account.counts.refused += 1
+                    account.counts.remembered += 1
+                    refusal, wait = known
+                    await answer(send, refusal.status, refusal.body, [*refusal.headers, _retry_after(wait)])
+                    return
+            if not entered:
+                key = partial(_key_of, repeats, account, scope, limits, body)
+                entered = await self._enter(send, account, repeats, key)
+                if not entered:
+                    return
             if dialect.is_inference:
                 await self._call(scope, receive, send, account, body, limits, repeats)
             else:
                 await self._models(scope, receive, send, account)
         finally:
-            account.leave()
+            if entered:
+                account.leave()
+
+    async def _enter(
+        self, send: Callable[..., Any], account: Account, repeats: Repeats, key: Callable[[], bytes]
+    ) -> bool:
+        """Whether the tenant's limits let it in; else it has been told."""
+        try:
+            account.enter()
+        except RejectedError as error:
+            account.counts.refused += 1
+            account.counts.limited += 1
+            await self._refuse(send, repeats, key(), response_of(error))
+            return False
+        return True
 
     def _who(self, headers: RawHeaders) -> Account:
-        key = None
+        bearer = other = b""
         for name, value in headers:
-            if name == b"authorization":
-                key = value[7:].strip() if value[:7].lower() == b"bearer " else b""
-            elif name == b"x-api-key" and key is None:
-                key = value
+            if name == b"authorization" and value[:7].lower() == b"bearer ":
+                bearer = value[7:].strip()
+            elif name == b"x-api-key":
+                other = value
             elif name == b"origin" and not (self.settings.tenants or self.settings.open or is_from_here(value)):
                 raise Problem(403, "permission_error", _WEB_PAGE)
+        key = bearer or other  # what is said of another scheme is for somebody before us
         account = self.accounts.find(key)
         if account is None:
             told = "This gateway knows no such key. Ask whoever runs it for one" if key else _NO_KEY
@@ -312,12 +326,13 @@ class Gateway:
         return self._sender
 
     async def _refuse(self, send: Callable[..., Any], repeats: Repeats, key: bytes, response: Response) -> None:
-        """Hand over a refusal of ours, and remember it."""
+        """Hand over a refusal of ours, and remember it where it has a key."""
         body = response.body or b""
         headers = [pair for pair in response.headers if pair[0] not in (b"retry-after", b"content-length")]
         wait = next((float(value) for name, value in response.headers if name == b"retry-after"), None)
         if wait is not None:
-            repeats.remember(key, response.status, body, headers, wait)
+            if key:
+                repeats.remember(key, response.status, body, headers, wait)
             headers = [*headers, _retry_after(wait)]
         await answer(send, response.status, body, headers)
 

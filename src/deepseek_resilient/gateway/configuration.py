@@ -6,9 +6,11 @@
     [upstream]           base_url, and api_key_env: the variable that has the key (default DEEPSEEK_API_KEY)
     [[upstreams]]        several: the fields of `Upstream`, with api_key_env
     [[tenants]]          the fields of `Tenant`
+    [telemetry]          the fields of `Telemetry`; without this table nothing is exported
     [policy]             preset, and the fields of `Policy`; [policy.cache] and so on: the fields of its parts
 
-A key stands in a variable, never in the file. The variables of `Policy.from_env` count where the file is silent.
+A key stands in a variable, never in the file. The variables of `Policy.from_env`, and in [telemetry] those of
+OpenTelemetry, count where the file is silent.
 Where neither says anything of the cache, identical calls of one tenant that are in flight together share one answer.
 """
 
@@ -27,7 +29,7 @@ from deepseek_resilient.config import Policy, Upstream
 from deepseek_resilient.config.environment import ENV_PREFIX, PRESETS
 from deepseek_resilient.config.policy import PARTS
 from deepseek_resilient.errors import ConfigError
-from deepseek_resilient.gateway.settings import SHARING, GatewaySettings, Limits, Listen, Tenant
+from deepseek_resilient.gateway.settings import SHARING, GatewaySettings, Limits, Listen, Telemetry, Tenant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,7 +39,7 @@ T = TypeVar("T")
 
 _NO_KEY = "none"
 KEY_VARIABLE = "DEEPSEEK_API_KEY"
-_SECTIONS = ("gateway", "upstream", "upstreams", "tenants", "policy")
+_SECTIONS = ("gateway", "upstream", "upstreams", "tenants", "policy", "telemetry")
 _PARTS = {name: kind for name, kind, _ in PARTS}
 
 
@@ -107,6 +109,7 @@ class _Reader:
             self._make(f"tenants[{index}]", Tenant, table) for index, table in self._tables(data, "tenants")
         )
         wanted["policy"] = self._policy(data)
+        wanted["telemetry"] = self._telemetry(data)
         simple = ("admin_key", "workers", "drain", "open", "log", "growth", "longest_refusal")
         self._known("gateway", gateway, (*simple, "listen", "admin", "limits"))
         return self._make("gateway", GatewaySettings, {**gateway, **wanted})
@@ -158,6 +161,33 @@ class _Reader:
             raise self._wrong(f"{field}.api_key_env", None, allowed)
         table["api_key"] = _NO_KEY if variable is False else self._key(f"{field}.api_key_env", variable)
         return self._make(field, lambda **given: Upstream(given.pop("base_url", ""), **given), table, Upstream)
+
+    def _telemetry(self, data: dict[str, Any]) -> Telemetry | None:
+        if "telemetry" not in data:
+            return None
+        table = self._table(data, "telemetry")
+        for name in ("traces", "metrics"):
+            exporter, only = f"OTEL_{name.upper()}_EXPORTER", ("otlp", "none")
+            table.setdefault(name, self._variable(exporter, only) != "none")
+        for signal in ("", "TRACES_", "METRICS_"):
+            self._variable(f"OTEL_EXPORTER_OTLP_{signal}PROTOCOL", ("http/protobuf",))
+        telemetry = self._make("telemetry", Telemetry, table)
+        disabled = self._environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+        if disabled or not (telemetry.traces or telemetry.metrics):
+            return None
+        try:
+            import deepseek_resilient.gateway.exporting  # noqa: F401
+        except ImportError as error:
+            allowed = "left out, or what it needs be there: pip install 'deepseek-resilient[gateway,otlp]'"
+            raise self._wrong("telemetry", f"({error})", allowed) from None
+        return telemetry
+
+    def _variable(self, name: str, only: tuple[str, ...]) -> str:
+        """What a variable of OpenTelemetry says, where that is possible here."""
+        said = self._environ.get(name) or only[0]
+        if said not in only:
+            raise self._wrong(name, said, " or ".join(f'"{word}"' for word in only))
+        return said
 
     def _key(self, field: str, variable: object) -> str | None:
         if variable is None:

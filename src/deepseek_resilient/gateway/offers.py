@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jiter
 
 from deepseek_resilient import wire
+from deepseek_resilient.gateway.check import is_check
 from deepseek_resilient.gateway.problem import Problem
+
+if TYPE_CHECKING:
+    from deepseek_resilient.core.messages import RawHeaders
+
+_SHORT = 65_536
+"""Bytes of a body that the server takes in before anybody has asked for them."""
 
 
 def asks_for_models(path: str) -> bool:
@@ -14,6 +23,28 @@ def asks_for_models(path: str) -> bool:
     if not found or not name:
         return bool(found)
     return name[0] == "/" and not {"", ".", ".."} & set(name[1:].split("/"))  # up and away, with our key
+
+
+def route_of(method: str, path: str) -> str:
+    """The end of a path that is one of ours, without what its caller put before it or behind; "" for no such path."""
+    if wire.dialect_of(method, path).is_inference:
+        return next(end for end, _ in wire.INFERENCE_PATHS if path.rstrip("/").endswith(end))
+    if is_check(path):
+        return "/check"
+    if method != "GET":
+        return ""
+    return "/models" if asks_for_models(path) else path if path == "/openapi.json" else ""
+
+
+def is_long(headers: RawHeaders) -> bool:
+    """Whether a body is so long, or may be, that the tenant's limits are asked before it is read. A shorter one is
+    read first, for by its body a repeat is known."""
+    for name, value in headers:
+        if name == b"content-length":
+            return value.isdigit() and int(value[:18]) > _SHORT
+        if name == b"transfer-encoding":
+            return True
+    return False
 
 
 def no_such(method: str, path: str) -> Problem:

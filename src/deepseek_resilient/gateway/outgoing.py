@@ -16,6 +16,7 @@ from deepseek_resilient.headers import VARY, account_of, variant_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from urllib.parse import SplitResult
 
     from deepseek_resilient.config import Upstream
 
@@ -99,7 +100,7 @@ def _account(key: str | None) -> int:
 
 
 def _credentials(key: str | None, path: str) -> bytes:
-    name = "x-api-key: " if path.endswith("/messages") else "authorization: Bearer "
+    name = "x-api-key: " if path.rstrip("/").endswith("/messages") else "authorization: Bearer "
     return f"{name}{key or 'none'}\r\n".encode("ascii")
 
 
@@ -115,11 +116,20 @@ def _address_of(base_url: str, method: str, path: str, query: bytes) -> tuple[Pl
         parts = urlsplit(wire.address_of(base_url, path))
     else:
         parts = urlsplit(base_url.rstrip("/") + "/models" + quote(path.rpartition("/models")[2]))
-    secure = parts.scheme == "https"
-    place = Place(parts.hostname or "", parts.port or (443 if secure else 80), secure)
+    place = _place(parts)
     asked = "?" + quote(query.decode("latin-1"), safe="/?:@!$&'()*+,;=-._~%") if query else ""
     line = f"{method} {parts.path}{asked} HTTP/1.1\r\nhost: {parts.netloc}\r\n".encode("ascii")
     return place, f"{parts.scheme}://{parts.netloc}", parts.path, line
+
+
+def place_of(base_url: str) -> Place:
+    """Where connections to that server go."""
+    return _place(urlsplit(base_url))
+
+
+def _place(parts: SplitResult) -> Place:
+    secure = parts.scheme == "https"
+    return Place(parts.hostname or "", parts.port or (443 if secure else 80), secure)
 
 
 def _adapt(request: Request, body: bytes, upstream: Upstream | None, path: str) -> Request:

@@ -85,7 +85,11 @@ class Pages:
         elif path == "/metrics":
             await answer(send, 200, await self._metrics(), [_EXPOSITION])
         elif path == "/events":
-            await self._live(receive, send)
+            await send({"type": "http.response.start", "status": 200, "headers": [EVENT_STREAM, *_SAFE]})
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.body"})
+            else:
+                await self._live(receive, send)
         else:
             await answer(send, 404, b"Here are /, /status, /events, /metrics, /healthz and /readyz.\n", [_TEXT])
 
@@ -96,7 +100,6 @@ class Pages:
         return compare_digest(self.key, digest_of(_password(said)))
 
     async def _live(self, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [EVENT_STREAM, *_SAFE]})
         gone = asyncio.create_task(hang_up(receive))
         try:
             while not gone.done():

@@ -2,8 +2,13 @@
 connections there may be.
 
 What llhttp refuses (two lengths, obs-fold, bad line ends, a bad chunk) ends the connection with 400, a head over the
-limits with 431, and a connection that does not end its head in time is closed, also one that never begins. One
-whose buffer stays full for `write_timeout` seconds is cut off: its call ends as that of any caller who hangs up.
+limits with 431, and a connection that does not end its head in time is closed, also one that never begins. The time
+is counted from the head's first byte, for the first request from the connection's opening. One whose buffer stays full
+for `write_timeout` seconds is cut off: its call ends as that of any caller who hangs up.
+
+Requests behind one that is being answered wait their turn, and the connection is read meanwhile, else nobody would see
+its caller hang up. What comes is kept as far as a request's head may be long; a caller that sends more, or a head too
+slowly, is answered where it waits, and then the connection ends: what was behind it has not begun.
 """
 
 from __future__ import annotations
@@ -34,6 +39,8 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
 
         _bytes = _count = 0
         _waits = True  # for a head: its first line, the rest of it, or whatever comes between two requests
+        _begun = False  # a head
+        _kept = b""  # what came behind requests that wait
         _status = 400
         _timer: asyncio.TimerHandle | None = None
         _writing: asyncio.TimerHandle | None = None
@@ -45,7 +52,7 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
                 self._status = 503
                 self.send_400_response("too many connections are open; come again")
             else:
-                self._timer = self.loop.call_later(limits.header_timeout, self._too_slow)
+                self._start()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop()
@@ -70,14 +77,25 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
                 return
+            if self.pipeline:
+                if self._running.keep_alive:
+                    self._kept += data
+                    if len(self._kept) > limits.max_header_bytes:
+                        self._end_after_answer()
+                return
             super().data_received(data)
-            if self._waits and self._timer is None and not self.transport.is_closing():
-                self._timer = self.loop.call_later(limits.header_timeout, self._too_slow)
+            if self.pipeline:
+                self.flow.resume_reading()
+            elif self._waits and self.timeout_keep_alive_task is None:
+                self._start()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
+            self._unset_keepalive_if_required()
+            if self.cycle is not None:  # the time of the first request runs since the connection opened
+                self._stop()
             self._bytes = self._count = 0
-            self._waits = True
+            self._waits = self._begun = True
 
         def on_url(self, url: bytes) -> None:
             self._take(len(url))
@@ -89,14 +107,17 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
             super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
-            self._waits = False
+            self._waits = self._begun = False
             self._stop()
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:
             super().on_message_complete()
-            if self._waits:  # that was the rest of a body that nobody wanted
+            if self._waits:  # that was the rest of a body that nobody wanted: now the connection is idle
                 self._stop()
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
 
         def _start_asgi_task(self, cycle: Any, app: Any) -> None:
             self._running = cycle
@@ -104,8 +125,16 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
+            if self.expect_100_continue and self.cycle.response_complete and self.cycle.more_body:
+                self.transport.close()  # nobody was told to go on: whether a body comes now cannot be known
             if self.cycle.response_complete:
                 self._waits = True
+            if not self.pipeline and not self.transport.is_closing():
+                kept, self._kept = self._kept, b""
+                if kept:
+                    self.data_received(kept)
+                elif self._begun:
+                    self._start()
 
         def send_400_response(self, msg: str) -> None:
             if self.transport.is_closing():
@@ -128,6 +157,10 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
                 self._status = 431
                 raise _TooLargeError
 
+        def _start(self) -> None:
+            if self._timer is None and not self.transport.is_closing():
+                self._timer = self.loop.call_later(limits.header_timeout, self._too_slow)
+
         def _stop(self) -> None:
             if self._timer is not None:
                 self._timer.cancel()
@@ -135,7 +168,13 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
 
         def _too_slow(self) -> None:
             self._timer = None
-            if not self.transport.is_closing():
+            if self._running is not None and not self._running.response_complete:
+                self._end_after_answer()
+            elif not self.transport.is_closing():
                 self.transport.close()
+
+        def _end_after_answer(self) -> None:
+            self._running.keep_alive = False
+            self._kept = b""
 
     return BoundedProtocol

@@ -1,6 +1,7 @@
 """Sends for the gateway: a pool of connections for each upstream, and nothing of an HTTP library around them.
 
-`benchmarks/gateway.py` has what that saves against aiohttp. HTTP/1.1 over TCP or TLS, no proxy.
+`benchmarks/gateway.py` has what that saves against aiohttp. HTTP/1.1 over TCP or TLS, through the environment's
+proxy where there is one (egress.py).
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING
 
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply
 from deepseek_resilient.gateway.connection import Connection
+from deepseek_resilient.gateway.egress import proxy_for, tunnel
 from deepseek_resilient.headers import foreign, of_attempt
+from deepseek_resilient.proxies import proxies_from_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from deepseek_resilient.core.effects import Read, Send
     from deepseek_resilient.gateway.outgoing import Outgoing, Place
@@ -31,14 +34,21 @@ class Sender:
         clock: the engine's.
         keepalive: seconds that an idle connection is kept.
         context: for https; None for the system's certificates.
+        proxies: as `proxies_from_environment` has them; None for what the environment says now.
     """
 
     def __init__(
-        self, clock: Callable[[], float], *, keepalive: float = 15.0, context: ssl.SSLContext | None = None
+        self,
+        clock: Callable[[], float],
+        *,
+        keepalive: float = 15.0,
+        context: ssl.SSLContext | None = None,
+        proxies: Mapping[str, str | None] | None = None,
     ) -> None:
         self._clock = clock
         self._keepalive = keepalive
         self._context = context
+        self._proxies = proxies_from_environment() if proxies is None else proxies
         self._idle: dict[Place, deque[Connection]] = {}
         self._open: dict[Connection, Place] = {}
 
@@ -48,7 +58,7 @@ class Sender:
         connection = await self._take(native.place)
         if connection is None:
             try:
-                connection = await self._connect(native.place, effect.connect)
+                connection = await self._connect(native.place, effect.connect, direct=effect.request.direct)
             except TimeoutError:
                 return Failure(FailureKind.CONNECT, f"no connection to {native.place.host} in {effect.connect:g} s")
             except OSError as error:  # ssl.SSLError is one
@@ -104,14 +114,18 @@ class Sender:
             connection.close()
         return None
 
-    async def _connect(self, place: Place, limit: float | None) -> Connection:
+    async def _connect(self, place: Place, limit: float | None, *, direct: bool) -> Connection:
         context = None
         if place.secure:
             context = self._context = self._context or ssl.create_default_context()
+        proxy = None if direct else proxy_for(place, self._proxies)
         async with asyncio.timeout(limit):
-            _, connection = await asyncio.get_running_loop().create_connection(
-                lambda: Connection(self._forget), place.host, place.port, ssl=context
-            )
+            if proxy is None:
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    lambda: Connection(self._forget), place.host, place.port, ssl=context
+                )
+            else:
+                connection = await tunnel(proxy, place, lambda: Connection(self._forget), context)
         self._open[connection] = place
         return connection
 

@@ -75,9 +75,9 @@ def make_server(app: Any, limits: Limits, *, drain: float, lifespan: bool) -> Se
         log_config=None,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=int(limits.idle_timeout) or 1,
-        timeout_graceful_shutdown=int(drain) or 1,
     )
+    config.timeout_keep_alive = limits.idle_timeout  # type: ignore[assignment]  # said to be whole seconds, used as any
+    config.timeout_graceful_shutdown = drain  # type: ignore[assignment]
     return Server(config)
 
 

@@ -97,7 +97,8 @@ class Limits:
     Attributes:
         max_body_bytes: of a request, >= 1,000.
         max_header_bytes: all header lines together, >= 1,000. max_headers: how many, >= 10.
-        header_timeout: seconds from a connection's first byte of a request to the end of its headers, > 0.
+        header_timeout: seconds from a request's first byte, and for a connection's first one from its opening, to the
+            end of its headers, > 0.
         body_timeout: seconds from there to the end of its body, > 0.
         write_timeout: a caller that takes so little that its buffer (64 kB) stays full that long is let go, seconds,
             > 0. None = never.
@@ -127,6 +128,36 @@ class Limits:
             number(self, name, 0, above=True, optional=True)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """What is exported to an OpenTelemetry collector, by OTLP over HTTP.
+
+    Attributes:
+        endpoint: the collector's address; `/v1/traces` and `/v1/metrics` are added. None = what
+            `OTEL_EXPORTER_OTLP_ENDPOINT` and its like say, else `http://localhost:4318`.
+        service_name: None = what `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` says, else
+            "deepseek-resilient-gateway".
+        traces, metrics: whether these are exported.
+    """
+
+    endpoint: str | None = None
+    service_name: str | None = None
+    traces: bool = True
+    metrics: bool = True
+
+    def __post_init__(self) -> None:
+        if self.endpoint is not None:
+            try:
+                Upstream(self.endpoint)
+            except ConfigError as error:
+                raise ConfigError(label(self, "endpoint"), error.value, error.allowed) from None
+        if self.service_name is not None and (not isinstance(self.service_name, str) or not self.service_name):
+            raise ConfigError(label(self, "service_name"), self.service_name, "a name, or None")
+        for name in ("traces", "metrics"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(label(self, name), getattr(self, name), "true or false")
+
+
 SHARING = CachePolicy(calls="all", lifetime=0.0, stale_if_error=0.0)
 """Identical calls of one tenant that are in flight together are one call upstream; no answer is kept."""
 
@@ -154,6 +185,7 @@ class GatewaySettings:
         log: "text" or "json": lines on standard error.
         growth: a request repeated before its Retry-After is over gets one this many times as long, 1 to 10.
         longest_refusal: the longest such Retry-After, seconds, > 0.
+        telemetry: what goes to an OpenTelemetry collector. None = nothing.
     """
 
     listen: Listen = field(default_factory=Listen)
@@ -170,6 +202,7 @@ class GatewaySettings:
     log: str = "text"
     growth: float = 2.0
     longest_refusal: float = 60.0
+    telemetry: Telemetry | None = None
 
     def __post_init__(self) -> None:
         whole(self, "workers", 1)

@@ -17,12 +17,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from deepseek_resilient.errors import ConfigError
+from deepseek_resilient.gateway.egress import ProxyError, proxy_for
 from deepseek_resilient.gateway.metrics import exposition
+from deepseek_resilient.gateway.outgoing import place_of
 from deepseek_resilient.gateway.pages import Pages
 from deepseek_resilient.gateway.serving import address_of, bind, log_to_stderr, make_server
 from deepseek_resilient.gateway.settings import Limits
 from deepseek_resilient.gateway.status import merged
 from deepseek_resilient.gateway.workers import Worker
+from deepseek_resilient.proxies import proxies_from_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("deepseek_resilient.gateway")
 
 _GRACE = 2.0
-_FIXED = ("listen", "admin", "workers", "drain", "limits")
+_FIXED = ("listen", "admin", "workers", "drain", "limits", "telemetry")
 """What a running gateway cannot change: it is checked with these, for they stay."""
 
 
@@ -51,6 +54,7 @@ class Supervisor:
         log_to_stderr(self.settings.log)
         if self.settings.api_key is None and not self.settings.policy.routing.upstreams:
             log.warning("no key: DEEPSEEK_API_KEY is not set, so the upstream may refuse every call")
+        _check_ways(self.settings)
         self.listening = bind(self.settings.listen)
         try:
             self._admin = bind(self.settings.admin)
@@ -125,6 +129,7 @@ class Supervisor:
         try:
             wanted, before = self._load(), self.settings
             settings = replace(wanted, **{name: getattr(before, name) for name in _FIXED})
+            _check_ways(settings)
         except ConfigError as error:
             log.error("the settings stay as they are: %s", error)
             return
@@ -140,6 +145,20 @@ class Supervisor:
             log.info("reloaded")
         else:
             log.error("%d of %d workers did not take the new settings in time", took.count(False), len(took))
+
+
+def _check_ways(settings: GatewaySettings) -> None:
+    """Say which upstreams are reached through a proxy. Raises ConfigError where one cannot be."""
+    proxies = proxies_from_environment()
+    for url in dict.fromkeys((settings.base_url, *(each.base_url for each in settings.policy.routing.upstreams))):
+        place = place_of(url)
+        try:
+            proxy = proxy_for(place, proxies)
+        except ProxyError as error:
+            allowed = "reached without a proxy (NO_PROXY), or through one at an http:// address"
+            raise ConfigError(f"the way to {place.host}", str(error), allowed) from None
+        if proxy is not None:
+            log.info("%s is reached through the proxy %s:%d", place.host, proxy.host, proxy.port)
 
 
 def serve(load: Callable[[], GatewaySettings], announce: Callable[[str, str], None]) -> None:

@@ -13,12 +13,16 @@ import logging
 import signal
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 from deepseek_resilient.gateway.app import Gateway
 from deepseek_resilient.gateway.control import Channel
 from deepseek_resilient.gateway.metrics import WorkerMetrics
 from deepseek_resilient.gateway.serving import Server, log_to_stderr, make_server
 from deepseek_resilient.gateway.status import Decisions, snapshot
+
+if TYPE_CHECKING:
+    from deepseek_resilient.events import Listener
 
 log = logging.getLogger("deepseek_resilient.gateway")
 
@@ -32,14 +36,24 @@ async def run(number: int, control: socket.socket, listening: socket.socket) -> 
     settings = first[1][1]
     log_to_stderr(settings.log)
     decisions, metrics = Decisions(), WorkerMetrics(number)
-    gateway = Gateway(settings, listeners=[decisions, metrics.listener], watch=metrics.watch)
-    server = make_server(gateway, settings.limits, drain=settings.drain, lifespan=True)
+    listeners: list[Listener] = [decisions, metrics.listener]
+    exporting = None
+    if settings.telemetry is not None:
+        from deepseek_resilient.gateway.exporting import Exporting
+
+        exporting = Exporting(settings.telemetry)
+        listeners.append(exporting.listener)
+    gateway = Gateway(settings, listeners=listeners, watch=metrics.watch)
+    app = gateway if exporting is None else exporting.around(gateway)
+    server = make_server(app, settings.limits, drain=settings.drain, lifespan=True)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     listen = asyncio.create_task(_obey(channel, gateway, server, decisions, metrics))
     await asyncio.wait((serving, listen), return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
     await serving
     listen.cancel()
+    if exporting is not None:
+        await exporting.aclose()
     channel.close()
 
 

@@ -9,6 +9,7 @@ The options are those of `Door`; `engine`, and `tenant` and `priority` where the
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
@@ -80,6 +81,8 @@ class ResilienceMiddleware:
         except BaseException:
             visit.leave()
             raise
+        if response.streaming:
+            _leave_if_it_fails(asyncio.current_task(), visit)
         return _leaving(response, visit)
 
 
@@ -100,6 +103,18 @@ def _leaving(response: Any, visit: Visit) -> Any:
     else:
         response.streaming_content = Body(response.streaming_content, visit)
     return response
+
+
+def _leave_if_it_fails(sending: asyncio.Task[Any] | None, visit: Visit) -> None:
+    """Django closes no response whose sending failed, because its caller is gone for one: its task's end is all there
+    is to see. (Where a synchronous middleware stands before this one, that is another task.)"""
+
+    def ended(task: asyncio.Task[Any]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            visit.leave()
+
+    if sending is not None:
+        sending.add_done_callback(ended)
 
 
 def _headers(request: Any) -> list[tuple[bytes, bytes]]:
