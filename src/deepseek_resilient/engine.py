@@ -181,15 +181,20 @@ class Engine:
         runtime = self._runtime
         now = runtime.clock()
         limit = self._policy.connect_timeout
-        seconds = self._policy.deadline if timeout == "policy" else timeout
-        time_limit("timeout", seconds)
-        time_limit("timeout (its part connect)", connect_timeout)
+        if timeout == "policy":
+            seconds = self._policy.deadline
+        else:
+            time_limit("timeout", seconds := timeout)
+        if connect_timeout is not None:
+            time_limit("timeout (its part connect)", connect_timeout)
         if at_most is not None:
             seconds = at_most if seconds is None else min(seconds, at_most)
         guard = self._policy.guard
         longest = None if guard is None else guard.max_body_bytes
         readable = longest is None or len(request.body) <= longest
-        info, fields = wire.identify(request.method, request.path, request.body if readable else b"")
+        body, known = (request.body, request.fields) if readable else (b"", None)
+        request.fields = None  # they are the call's now, which keeps them no longer than it must
+        info, fields = wire.identify(request.method, request.path, body, known)
         return pipeline.run(
             runtime,
             Call(

@@ -276,6 +276,13 @@ class Carrier(Protocol):
         listener; what it raises is logged, and nothing is added."""
 
 
+@runtime_checkable
+class Selective(Protocol):
+    """A listener that has a use for these kinds of events, and is told of no others."""
+
+    kinds: frozenset[type[Event]]
+
+
 _LEVELS: dict[type[Event], int] = {
     CircuitChanged: logging.WARNING,
     GateClosed: logging.WARNING,
@@ -295,7 +302,7 @@ _LEVELS: dict[type[Event], int] = {
 class Listeners:
     """Sends each event to the log and to every listener. Thread-safe; costs nothing for events nobody listens to."""
 
-    __slots__ = ("_carriers", "_listeners")
+    __slots__ = ("_by_kind", "_carriers", "_listeners")
 
     def __init__(self, listeners: tuple[Listener, ...] = ()) -> None:
         for listener in listeners:
@@ -304,6 +311,7 @@ class Listeners:
         self._listeners = tuple(each.for_engine() if isinstance(each, ForEachEngine) else each for each in listeners)
         own: tuple[object, ...] = self._listeners
         self._carriers = [each for each in own if isinstance(each, Carrier)]
+        self._by_kind: dict[type[Event], list[Listener]] = {}
 
     @property
     def wanted(self) -> bool:
@@ -312,8 +320,14 @@ class Listeners:
 
     def emit(self, event: Event) -> None:
         """Tell everybody."""
-        logger.log(_LEVELS.get(type(event), logging.DEBUG), "%s", event)
-        for listener in self._listeners:
+        kind = type(event)
+        level = _LEVELS.get(kind, logging.DEBUG)
+        if logger.isEnabledFor(level):
+            logger.log(level, "%s", event)
+        listeners = self._by_kind.get(kind)
+        if listeners is None:
+            listeners = self._by_kind[kind] = [each for each in self._listeners if _has_use_for(each, kind)]
+        for listener in listeners:
             try:
                 listener(event)
             except Exception:
@@ -328,6 +342,10 @@ class Listeners:
             except Exception:
                 logger.exception("a listener failed to give the headers of an attempt")
         return found
+
+
+def _has_use_for(listener: object, kind: type[Event]) -> bool:
+    return not isinstance(listener, Selective) or kind in listener.kinds
 
 
 def _short(name: str, value: object) -> object:

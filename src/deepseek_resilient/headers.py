@@ -47,6 +47,8 @@ def told(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
         ConfigError: a header of ours that cannot be read, or is there twice.
     """
     said = [(name.lower(), value.decode("latin-1").strip()) for name, value in headers if name.lower() in OURS]
+    if not said:
+        return {}
     found = dict(said)
     if len(found) < len(said):
         raise ConfigError("headers", ", ".join(name.decode() for name, _ in said), "each of ours at most once")

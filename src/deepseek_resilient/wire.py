@@ -40,10 +40,9 @@ class Dialect(StrEnum):
     OTHER = "other"
     """No inference: models, balance, files. Passed through; retried only where HTTP says it is safe."""
 
-    @property
-    def is_inference(self) -> bool:
+    def __init__(self, name: str) -> None:
+        self.is_inference: Final = name != "other"
         """Whether a model answers."""
-        return self is not Dialect.OTHER
 
 
 class Sign:
@@ -84,8 +83,9 @@ def dialect_of(method: str, path: str) -> Dialect:
     return Dialect.OTHER
 
 
-def identify(method: str, path: str, body: bytes) -> tuple[CallInfo, object]:
-    """What kind of call this is, and what an inference call's body says (None: it is no JSON).
+def identify(method: str, path: str, body: bytes, fields: object = None) -> tuple[CallInfo, object]:
+    """What kind of call this is, and what an inference call's body says (None: it is no JSON); `fields` is what it says
+    where that is known.
 
     A body that is not a JSON object is an inference call without model or stream.
 
@@ -94,7 +94,8 @@ def identify(method: str, path: str, body: bytes) -> tuple[CallInfo, object]:
     dialect = dialect_of(method, path)
     if dialect is Dialect.OTHER:
         return _NO_INFERENCE, None
-    fields = _json(body)
+    if fields is None:
+        fields = _json(body)
     if not isinstance(fields, dict):
         return CallInfo(dialect, "", False), fields
     model = fields.get("model")

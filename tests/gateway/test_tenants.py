@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import httpx
 import openai
@@ -13,6 +14,7 @@ from deepseek_resilient.config import Priority
 from deepseek_resilient.errors import RateLimitedError
 from deepseek_resilient.gateway import tenants
 from deepseek_resilient.gateway.app import Gateway
+from deepseek_resilient.gateway.protocol import CALLER
 from deepseek_resilient.gateway.settings import GatewaySettings, Tenant
 from deepseek_resilient.gateway.tenants import Account, Accounts, make_key
 
@@ -130,7 +132,7 @@ def test_a_mistake_of_ours_is_told_in_json(caplog: pytest.LogCaptureFixture, mon
 
         monkeypatch.setattr(gateway.engine, "call", broken)
         scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [], "query_string": b""}
-        await gateway(scope, receive, send)
+        await gateway({**scope, "extensions": {CALLER: Mock(sent=False)}}, receive, send)
         assert gateway.accounts.everybody is not None
         assert (0, 0) == (gateway.in_flight, gateway.accounts.everybody.in_flight)
         return sent

@@ -20,6 +20,7 @@ from worlds import AioSender, Servers, VirtualLoop
 from deepseek_resilient.core.target import MAX_TARGETS
 from deepseek_resilient.gateway.app import Gateway
 from deepseek_resilient.gateway.metrics import WorkerMetrics, exposition
+from deepseek_resilient.gateway.protocol import CALLER
 from deepseek_resilient.gateway.settings import GatewaySettings, Tenant
 from deepseek_resilient.gateway.status import Decisions, merged, snapshot
 from deepseek_resilient.gateway.tenants import digest_of
@@ -27,7 +28,7 @@ from deepseek_resilient.lab.deepseek import EPOCH, LabSettings, SimulatedDeepSee
 from deepseek_resilient.telemetry.otel import OpenTelemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _OPEN = 3000.0
 _FLOOD = MAX_TARGETS // KNOWN + 20
@@ -44,6 +45,27 @@ _ENDS = {
 }  # fmt: skip
 """Tenants, and at what end their calls are limited."""
 TENANTS = tuple(Tenant(name=name, keys=(digest_of(name.encode()),), **own) for name, own in _ENDS.items())  # type: ignore[arg-type]
+
+
+class Connection:
+    """What the application asks of the server about its caller (`gateway.protocol.Caller`)."""
+
+    def __init__(self, *, sent: bool) -> None:
+        self.sent = sent
+        self._gone = False
+        self._watch: Callable[[], None] | None = None
+
+    def watch(self, gone: Callable[[], None] | None) -> None:
+        """Call it once they hang up."""
+        self._watch = gone
+        if gone is not None and self._gone:
+            gone()
+
+    def hang_up(self) -> None:
+        """They do."""
+        self._gone = True
+        if self._watch is not None:
+            self._watch()
 
 
 @dataclass
@@ -64,15 +86,11 @@ class Caller:
 
     async def call(self, gateway: Gateway) -> None:
         """Once; its connection is over with the answer."""
-        gone = asyncio.Event()
+        connection = Connection(sent=self.whole)
         messages = iter([{"type": "http.request", "body": self.body, "more_body": not self.whole}])
 
         async def receive() -> dict[str, Any]:
-            for message in messages:
-                return message
-            if self.whole:
-                await gone.wait()
-            return {"type": "http.disconnect"}
+            return next(messages, {"type": "http.disconnect"})
 
         async def send(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -84,10 +102,11 @@ class Caller:
         scope = {
             "type": "http", "method": self.method, "path": self.path, "query_string": self.query.encode(),
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+            "extensions": {CALLER: connection},
         }  # fmt: skip
         timer = None
         if self.gone_after is not None:
-            timer = asyncio.get_running_loop().call_later(self.gone_after, gone.set)
+            timer = asyncio.get_running_loop().call_later(self.gone_after, connection.hang_up)
         try:
             await gateway(scope, receive, send)
         finally:

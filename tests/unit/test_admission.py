@@ -91,7 +91,7 @@ class MeterMachine(RuleBasedStateMachine):
 
     @rule(priority=st.sampled_from(Priority))
     def admit(self, priority):
-        shed = self.admission.admit(self.now, priority)
+        shed = self.admission.admit(*self.admission.meter.look(self.now), priority)
         level, load = self.meter.look(self.now)
         if shed is not None:
             assert (priority, level, load) == (shed.priority, shed.level, shed.load)
@@ -145,7 +145,7 @@ def test_nothing_reported_is_no_load():
     it = meter()
     assert (0, 0.0) == it.look(5.0)
     assert LoadStatistics(0, 0.0, 0.0, 0.0, 0.0, 0.0) == it.statistics(5.0)
-    assert [None] * 4 == [Admission(AdmissionPolicy(), it, Random(1)).admit(5.0, each) for each in Priority]
+    assert [None] * 4 == [Admission(AdmissionPolicy(), it, Random(1)).admit(*it.look(5.0), each) for each in Priority]
 
 
 def test_load_moves_by_half_per_half_life():
@@ -222,7 +222,7 @@ def test_some_open_breakers_that_stay_so_do_not_shed_for_ever():
     for tick in range(400):
         it.report_in_flight(tick / 10, 0, 10)
         it.report_breakers(tick / 10, 1, 2)
-        admitted.append(admission.admit(tick / 10, BATCH) is None)
+        admitted.append(admission.admit(*admission.meter.look(tick / 10), BATCH) is None)
     assert not all(admitted[:100])
     assert all(admitted[round(bound(policy) * 10) :])
 
@@ -234,12 +234,12 @@ def test_an_outage_sheds_nobody_and_is_forgotten_when_it_ends():
     for tick in range(50):
         it.report_verdict(tick / 10, BUSY)
         it.look(tick / 10)
-    assert admission.admit(5.0, BATCH) is not None
+    assert admission.admit(*admission.meter.look(5.0), BATCH) is not None
     it.report_breakers(5.0, 1, 1)
-    assert [None] * 20 == [admission.admit(5.0 + tick / 10, BATCH) for tick in range(20)]
+    assert [None] * 20 == [admission.admit(*admission.meter.look(5.0 + tick / 10), BATCH) for tick in range(20)]
     it.report_breakers(7.0, 0, 1)
     assert 0.0 == it.statistics(7.0).load
-    assert admission.admit(7.0, BATCH) is None
+    assert admission.admit(*admission.meter.look(7.0), BATCH) is None
 
 
 def test_one_throw_of_the_dice_decides_at_every_target():
@@ -247,7 +247,7 @@ def test_one_throw_of_the_dice_decides_at_every_target():
     it = meter()
     held(it, 0.9)
     admission = Admission(AdmissionPolicy(), it, Random(1))
-    assert [False, True] == [admission.admit(30.0, BATCH, dice) is None for dice in (0.0, 1.0)]
+    assert [False, True] == [admission.admit(*admission.meter.look(30.0), BATCH, dice) is None for dice in (0.0, 1.0)]
 
 
 def test_a_breaker_that_opens_again_counts_again():
@@ -316,7 +316,7 @@ def test_at_the_highest_load_all_but_critical_are_shed():
     it = LoadMeter(policy, threading.Lock(), 0.0)
     assert 5 == held(it, 9.0)[-1]
     admission = Admission(policy, it, Random(1))
-    shed = [admission.admit(30.0, each) for each in Priority]
+    shed = [admission.admit(*admission.meter.look(30.0), each) for each in Priority]
     assert [BATCH, STANDARD, INTERACTIVE, None] == [each and each.priority for each in shed]
 
 
@@ -326,7 +326,7 @@ def test_the_shed_are_told_to_come_back_apart():
     it = LoadMeter(policy, threading.Lock(), 0.0)
     held(it, 3.2, seconds=60.0)
     admission = Admission(policy, it, Random(1))
-    shed = [admission.admit(60.0, BATCH) for _ in range(200)]
+    shed = [admission.admit(*admission.meter.look(60.0), BATCH) for _ in range(200)]
     assert Shed(BATCH, 3, it.look(60.0)[1], 1.0, shed[0].retry_after) == shed[0]
     waits = sorted(each.retry_after for each in shed)
     assert 8.0 == pytest.approx(waits[0], rel=0.05)
@@ -422,7 +422,7 @@ class Storm:
         if self.cliff:
             shed = CRITICAL is not priority < self.meter.look(now)[0]
         else:
-            shed = self.admission.admit(now, priority) is not None
+            shed = self.admission.admit(*self.admission.meter.look(now), priority) is not None
         if shed:
             self.first_shed.setdefault(priority, now)
         elif self.busy < SLOTS:

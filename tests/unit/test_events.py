@@ -77,6 +77,24 @@ def test_a_listener_that_raises_is_logged_and_swallowed(caplog):
     assert "trouble" == str(caplog.records[0].exc_info[1])
 
 
+def test_a_listener_may_say_what_it_has_a_use_for():
+    """It is told of no other kind; the others are told of all."""
+    heard = []
+
+    class Choosy:
+        kinds = frozenset((AttemptStarted,))
+
+        def __call__(self, event):
+            heard.append(event)
+
+    everything = []
+    listeners = Listeners((Choosy(), everything.append))
+    told = [AttemptStarted(1.0, 1, 1, "t"), GateClosed(2.0, "t", 1.0, "busy"), AttemptStarted(3.0, 1, 2, "t")]
+    for event in told:
+        listeners.emit(event)
+    assert ([told[0], told[2]], told) == (heard, everything)
+
+
 def test_what_is_no_mere_exception_is_not_swallowed():
     """Ctrl-C inside a listener still ends the program."""
 

@@ -594,3 +594,13 @@ def test_a_call_without_a_deadline_waits_for_a_place_without_end():
     first.close()
     assert waiting.bell.rung
     assert 200 == second.run().response.status
+
+
+def test_a_sender_may_say_that_a_body_is_whole():
+    """With the head, or with its last bytes: then it is not asked for more."""
+    together, last = reply(), reply()
+    together.body = ANSWER
+    last.ended = True
+    for answers, kinds in (([together], ["Send"]), ([last, ANSWER], ["Send", "Read"])):
+        call = Bench().call(answers)
+        assert (kinds, ANSWER) == (call.kinds(), call.response.body)

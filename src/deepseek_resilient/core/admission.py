@@ -242,12 +242,12 @@ class Admission:
         """The shortest time for which a level holds, seconds."""
         return self._policy.dwell
 
-    def admit(self, now: float, priority: Priority, dice: float | None = None) -> Shed | None:
-        """None: come in. Otherwise why not, with a `retry_after` that is spread so that the shed do not come as one.
+    def admit(self, level: int, load: float, priority: Priority, dice: float | None = None) -> Shed | None:
+        """None: come in, at this level and load. Otherwise why not, with a `retry_after` that is spread so that the
+        shed do not come as one.
 
         `dice`: a random number from 0 to 1 for a call that asks at several targets; one per call, not per question.
         """
-        level, load = self.meter.look(now)
         if priority >= level or priority is _CRITICAL or self.meter.outage:
             return None
         probability = self.probability(load, priority)

@@ -92,7 +92,7 @@ class CallRecord:
     @property
     def cost(self) -> float:
         """US dollars that all its attempts cost, as far as they have a price."""
-        return sum(charge.cost or 0.0 for charge in tuple(self.attempts))
+        return sum([charge.cost or 0.0 for charge in tuple(self.attempts)])
 
     @property
     def usage(self) -> Usage | None:

@@ -64,6 +64,8 @@ class AnswerCache:
     ) -> None:
         self._policy = policy
         self._keep = keep = policy.lifetime + policy.stale
+        self.keeps = keep > 0
+        """Whether there is any time for which answers are kept."""
         self._lock = lock
         self._wall = wall
 
@@ -75,6 +77,8 @@ class AnswerCache:
 
     def find(self, key: bytes) -> tuple[Answer, float] | None:
         """The answer and its age in seconds."""
+        if not self.keeps:
+            return None
         with self._lock:
             answer = self._answers.get(key)
         if answer is None:
@@ -84,7 +88,7 @@ class AnswerCache:
 
     def add(self, key: bytes, answer: Answer) -> bool:
         """Keep it; False for what is too old, or takes more than a tenth of all."""
-        if self._keep <= 0 or size_of(answer) * 10 > self._policy.max_bytes:
+        if not self.keeps or size_of(answer) * 10 > self._policy.max_bytes:
             return False
         with self._lock:
             self._answers[key] = answer

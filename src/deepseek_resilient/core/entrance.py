@@ -28,7 +28,7 @@ from deepseek_resilient.events import CallSimplified
 
 if TYPE_CHECKING:
     from deepseek_resilient.config import Priority, Upstream
-    from deepseek_resilient.core.admission import Admission
+    from deepseek_resilient.core.admission import LoadMeter
     from deepseek_resilient.core.bill import Charge
     from deepseek_resilient.core.breaker import Permit
     from deepseek_resilient.core.messages import Request
@@ -138,9 +138,16 @@ async def _enter_at(runtime: Runtime, call: Call, upstream: Upstream | None, *, 
     call.simplified = ()
     fields, level = None, 0
     if target.admission is not None:
-        if call.attempts == 0 and (shed := _shed(runtime, call, target, target.admission)) is not None:
-            return shed
-        level, load = target.admission.meter.look(runtime.clock())
+        now = runtime.clock()
+        if call.attempts == 0:
+            _report(call, target, target.admission.meter, now)
+        level, load = target.admission.meter.look(now)
+        if call.attempts == 0:
+            if call.dice is None and runtime.router is not None:
+                call.dice = runtime.random.random()
+            shed = target.admission.admit(level, load, call.priority, call.dice)
+            if shed is not None:
+                return _shed_error(call.priority, target, load, shed.retry_after)
         taken = steps(runtime.policy.ladder, level, call.priority)
         if _REFUSE in taken or (call.has_stale and not call.continued and _STALE in taken):
             return _shed_error(call.priority, target, load, target.admission.dwell)
@@ -162,17 +169,16 @@ async def _enter_at(runtime: Runtime, call: Call, upstream: Upstream | None, *, 
     request = call.request
     if fields is not None or upstream is not None:
         request = request.adapted(fields, upstream)
-    entry = Entry(request, target, *entered)
+    charge: Charge | None = None
     if runtime.ledger is not None:
         model = call.info.model if fields is None else str(fields["model"])
         charge = runtime.ledger.open(call, model if upstream is None else upstream.model(model), upstream)
         if charge is None:
-            _give_back(runtime, call, entry)
+            _give_back(runtime, call, Entry(request, target, *entered))
             return _unpaid(call)
-        entry = entry._replace(charge=charge)
     if call.simplified:
         runtime.listeners.emit(CallSimplified(runtime.clock(), call.number, target.name, level, call.simplified))
-    return entry
+    return Entry(request, target, *entered, charge)
 
 
 def _target_of(runtime: Runtime, call: Call, upstream: Upstream | None, model: str) -> Target:
@@ -187,18 +193,14 @@ def _target_of(runtime: Runtime, call: Call, upstream: Upstream | None, model: s
     )  # fmt: skip
 
 
-def _shed(runtime: Runtime, call: Call, target: Target, admission: Admission) -> RejectedError | None:
-    now = runtime.clock()
+def _report(call: Call, target: Target, meter: LoadMeter, now: float) -> None:
+    """Tell the meter how full the target's places are."""
     if target.places is not None:
         in_flight, limit, delay = target.places.pressure(now)
-        if limit is not None or delay or not admission.meter.quiet:
-            admission.meter.report_in_flight(now, in_flight, limit)
+        if limit is not None or delay or not meter.quiet:
+            meter.report_in_flight(now, in_flight, limit)
             left = math.inf if call.deadline is None else max(call.deadline - now, 0.001)
-            admission.meter.report_queue_delay(now, delay / left)
-    if call.dice is None and runtime.router is not None:
-        call.dice = runtime.random.random()
-    shed = admission.admit(now, call.priority, call.dice)
-    return None if shed is None else _shed_error(call.priority, target, shed.load, shed.retry_after)
+            meter.report_queue_delay(now, delay / left)
 
 
 def would_shed(runtime: Runtime, priority: Priority, model: str | None, dice: float) -> ShedError | None:
@@ -208,8 +210,8 @@ def would_shed(runtime: Runtime, priority: Priority, model: str | None, dice: fl
     for target in runtime.targets.all(model):
         if target.admission is None:
             return None
-        shed = target.admission.admit(now, priority, dice)
         level, load = target.admission.meter.look(now)
+        shed = target.admission.admit(level, load, priority, dice)
         if shed is not None:
             refused = _shed_error(priority, target, load, shed.retry_after)
         elif _REFUSE in steps(runtime.policy.ladder, level, priority):

@@ -30,6 +30,7 @@ _DEFAULTS: dict[Dialect, dict[str, Any]] = {
     Dialect.MESSAGES: {"stream": False, "tools": []},
 }
 _SIZE = 16
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def is_deterministic(fields: Mapping[str, Any]) -> bool:
@@ -50,7 +51,7 @@ def fingerprint(dialect: Dialect, fields: Mapping[str, Any], scope: bytes) -> by
             value = int(value)
         telling[name] = value
     try:
-        text = json.dumps(telling, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = _canonical(telling)
     except (ValueError, RecursionError):
         return None
     digest = blake2b(text.encode("ascii"), digest_size=_SIZE, key=dialect.encode())

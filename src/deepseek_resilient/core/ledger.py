@@ -136,7 +136,7 @@ class Ledger:
             charge = self._expect(call, model, upstream)
             if record is None:
                 return charge
-            if not self._allows(record, charge):
+            if record.attempts and not self._allows(record, charge):
                 if record.denied != len(record.attempts):  # every upstream is asked, some twice: it is one attempt
                     record.denied = len(record.attempts)
                     self._refused += 1
@@ -232,8 +232,6 @@ class Ledger:
             self._failed += cost
 
     def _allows(self, record: CallRecord, charge: Charge) -> bool:
-        if not record.attempts:
-            return True
         more = _extra([*record.attempts, charge]) - sum(amount for _, amount in record.extras)
         return self._budget.has(charge.started, more)
 

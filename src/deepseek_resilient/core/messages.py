@@ -26,12 +26,13 @@ class Request:
     `replayable` is False when the body can be read only once: such a request is sent at most once. `adapt` makes a
     request like it with another body, at another path, for another upstream (None: the same address). `encoded` bodies
     cannot be read. `variant` is what else the answer depends on: the query, some headers. `plain` ones want an answer
-    without a content encoding; `direct` ones go through no proxy.
+    without a content encoding; `direct` ones go through no proxy. `fields` is what the body says as JSON, where it was
+    read before the engine got it. `own` says that nobody else has the native one, or looks at it.
     """
 
     __slots__ = (
-        "account", "adapt", "body", "direct", "encoded", "method", "native", "origin", "path", "plain", "replayable",
-        "variant",
+        "account", "adapt", "body", "direct", "encoded", "fields", "method", "native", "origin", "own", "path", "plain",
+        "replayable", "variant",
     )  # fmt: skip
 
     def __init__(
@@ -47,10 +48,14 @@ class Request:
         adapt: Adapt | None = None,
         encoded: bool = False,
         variant: bytes = b"",
+        fields: object = None,
+        own: bool = False,
     ) -> None:
         self.adapt = adapt
         self.encoded = encoded
         self.variant = variant
+        self.fields = fields
+        self.own = own
         self.plain = self.direct = False
         self.method = method
         self.origin = origin
@@ -62,7 +67,7 @@ class Request:
 
     def apart(self) -> Request:
         """This request with a native one of its own, where it can have one: what became of the caller's is not seen."""
-        return self if self.adapt is None else self.adapted(None, None)
+        return self if self.own or self.adapt is None else self.adapted(None, None)
 
     def adapted(self, fields: Mapping[str, Any] | None, upstream: Upstream | None, path: str | None = None) -> Request:
         """This request with other JSON fields, at another path, for another upstream with its key and its name of the
@@ -84,9 +89,13 @@ Adapt = Callable[[Request, bytes, "Upstream | None", str], Request]
 
 
 class Reply:
-    """The head of what a server answered. `native` belongs to the sender that made it."""
+    """The head of what a server answered. `native` belongs to the sender that made it.
 
-    __slots__ = ("extensions", "headers", "native", "status")
+    `body` is all of the body, where it came with the head (a `Read` gives it, too). `ended` says that the bytes which
+    the sender gave were the last; one that cannot tell leaves that to an empty `Read`.
+    """
+
+    __slots__ = ("body", "ended", "extensions", "headers", "native", "status")
 
     def __init__(
         self, status: int, headers: RawHeaders, native: object, extensions: Mapping[str, object] | None = None
@@ -94,6 +103,8 @@ class Reply:
         self.status = status
         self.headers = headers
         self.native = native
+        self.body: bytes | None = None
+        self.ended = False
         self.extensions = extensions or {}
 
     def header(self, name: bytes) -> str | None:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from deepseek_resilient import wire
 from deepseek_resilient.core import verdict as judge
@@ -50,6 +50,9 @@ from deepseek_resilient.events import CallEnded, CallRefused, CallStarted, Retry
 from deepseek_resilient.usage import usage_of
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from deepseek_resilient.core.effects import Effect
     from deepseek_resilient.core.runtime import Call, Runtime
 
 _OF_THE_BODY = (b"content-encoding", b"content-length", b"transfer-encoding")
@@ -106,12 +109,12 @@ def _inspect(runtime: Runtime, call: Call) -> RejectedError | None:
     return InvalidRequestError(refused.message, step="guard", http_status=refused.status, param=refused.param)
 
 
-async def _lead(runtime: Runtime, call: Call) -> Outcome:
+def _lead(runtime: Runtime, call: Call) -> Coroutine[Effect[Any], Any, Outcome]:
     """Ask for the answer."""
     runtime.budget.deposit()
     if runtime.local is None:
-        return await _remote(runtime, call)
-    return await with_local(runtime, call, runtime.local, partial(_remote, runtime), _locally)
+        return _remote(runtime, call)
+    return with_local(runtime, call, runtime.local, partial(_remote, runtime), _locally)
 
 
 async def _locally(runtime: Runtime, call: Call, entry: Entry) -> tuple[Outcome, Attempt]:
@@ -120,12 +123,12 @@ async def _locally(runtime: Runtime, call: Call, entry: Entry) -> tuple[Outcome,
     return _finish(call, outcome), attempt
 
 
-async def _remote(runtime: Runtime, call: Call) -> Outcome:
+def _remote(runtime: Runtime, call: Call) -> Coroutine[Effect[Any], Any, Outcome]:
     hedges = runtime.hedges
     delay = None if hedges is None else hedges.delay(call)
     if hedges is None or delay is None:
-        return await _with_retries(runtime, call)
-    return await hedged(runtime, call, hedges, delay, partial(_with_retries, runtime))
+        return _with_retries(runtime, call)
+    return hedged(runtime, call, hedges, delay, partial(_with_retries, runtime))
 
 
 async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
@@ -247,15 +250,17 @@ async def _pass_through(runtime: Runtime, call: Call, attempt: Attempt) -> Outco
 
 
 async def _read_all(reply: Reply, until: float | None) -> bytes | tuple[Failure, bytes]:
+    if reply.body is not None:
+        return reply.body
     parts: list[bytes] = []
     read = Read(reply, until=until)
     while True:
         chunk = await read
         if isinstance(chunk, Failure):
             return chunk, b"".join(parts)
-        if not chunk:
-            return b"".join(parts)
         parts.append(chunk)
+        if not chunk or reply.ended:
+            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _failed(runtime: Runtime, call: Call, attempt: Attempt, verdict: judge.Verdict, failure: Failure) -> Outcome:

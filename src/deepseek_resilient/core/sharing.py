@@ -93,8 +93,11 @@ def key_of(sharing: Sharing, call: Call) -> bytes | None:
     calls = sharing.policy.calls
     if not call.caching and calls != "all" and (calls == "asked" or not is_deterministic(fields)):
         return None
-    parts = (request.origin.encode(), request.path.encode(), b"%d" % request.account, call.pool.encode())
-    scope = b"".join(b"%d:%b" % (len(part), part) for part in (*parts, request.variant))
+    origin, path, account, pool = request.origin.encode(), request.path.encode(), b"%d" % request.account, call.pool
+    whose, variant = pool.encode(), request.variant
+    scope = b"%d:%b%d:%b%d:%b%d:%b%d:%b" % (
+        len(origin), origin, len(path), path, len(account), account, len(whose), whose, len(variant), variant,
+    )  # fmt: skip
     return fingerprint(info.dialect, fields, scope)
 
 
@@ -153,15 +156,19 @@ async def _fly_along(
 
 async def _fly(runtime: Runtime, sharing: Sharing, flight: Flight, lead: Lead) -> None:
     """Make the call beside its passengers, and keep what comes of it."""
-    flights, call = sharing.flights, flight.call
-    if call.caching != "refresh" and (known := await _look_again(runtime, sharing, flight)) is not None:
+    flights, call, keeps = sharing.flights, flight.call, sharing.cache.keeps
+    if keeps and call.caching != "refresh" and (known := await _look_again(runtime, sharing, flight)) is not None:
         flights.land(flight, reused=known)
         return
     sharing.cache.count("miss")
     call.request = call.request.apart()  # the native one is the caller's again
     try:
-        outcome = await Recorded(flights, flight, lead(call), runtime.clock, partial(_keep, runtime, sharing, flight))
-        if not flight.whole or flight.whole < len(flight.chunks):
+        if call.info.stream:
+            keep = partial(_keep, runtime, sharing, flight) if keeps else None
+            outcome = await Recorded(flights, flight, lead(call), runtime.clock, keep)
+        else:  # it comes whole: there is nothing to hand over before its end
+            outcome = await lead(call)
+        if keeps and (not flight.whole or flight.whole < len(flight.chunks)):
             await _keep(runtime, sharing, flight, b"", outcome)
     except Exception as error:
         flights.land(flight, error=error)

@@ -72,10 +72,11 @@ class Targets:
         """
         key = (origin, account, model, name, most)
         with self._lock:
-            target = self._known.get(key)
-            if target is None:
+            try:
+                return self._known[key]
+            except KeyError:
                 target = self._known[key] = self._make(self._name(name or origin, account, model), most)
-            return target
+                return target
 
     def all(self, model: str | None = None) -> list[Target]:
         """Every target, or every one of `model`, oldest first."""

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import math
 import weakref
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deepseek_resilient.core.effects import (
@@ -31,7 +32,7 @@ from deepseek_resilient.core.messages import Failure, FailureKind, Reply, Respon
 from deepseek_resilient.drivers.threads import cause_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from deepseek_resilient.core.effects import CallCoroutine
     from deepseek_resilient.core.waiting import Bell
@@ -83,12 +84,13 @@ class AioCall:
         *,
         clock: Callable[[], float],
         raise_as: Callable[[Failure], BaseException],
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._coroutine = coroutine
         self._sender = sender
         self._clock = clock
         self._raise_as = raise_as
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop or asyncio.get_running_loop()
         self._reply: Reply | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -173,28 +175,30 @@ class AioCall:
     async def _answer(self, effect: Any) -> tuple[Resume, object]:
         """How to go on: `send` with what the effect came to, or `throw` with what happened instead."""
         try:
-            return self._coroutine.send, await self._perform(effect)
+            kind = effect.__class__
+            if kind is Read:
+                work: Awaitable[Any] = self._sender.read(effect)
+            elif kind is Send:
+                work = self._sender.send(effect)
+            elif kind is Wait:
+                work = _rung(self._loop, effect.bell)
+            else:
+                return self._coroutine.send, await self._perform(effect)
+            answer = await (work if effect.until is None else self._within(work, effect.until))
+            if kind is Send:
+                if answer.__class__ is Reply:
+                    self._reply = answer
+            elif kind is Read and (not answer or answer.__class__ is Failure or effect.reply.ended):
+                reply, self._reply = self._reply, None
+                if answer is _TIMED_OUT and reply is not None:
+                    await self._sender.close(reply)
         except BaseException as error:
             return self._coroutine.throw, error
+        return self._coroutine.send, None if kind is Wait else answer
 
     async def _perform(self, effect: object) -> object:
-        if isinstance(effect, Read):
-            data = await self._within(self._sender.read(effect), effect.until)
-            if not data or data.__class__ is Failure:
-                reply, self._reply = self._reply, None
-                if data is _TIMED_OUT and reply is not None:
-                    await self._sender.close(reply)
-            return data
-        if isinstance(effect, Send):
-            answer = await self._within(self._sender.send(effect), effect.until)
-            if isinstance(answer, Reply):
-                self._reply = answer
-            return answer
         if isinstance(effect, Sleep):
             await asyncio.sleep(effect.delay)
-            return None
-        if isinstance(effect, Wait):
-            await self._within(_rung(effect.bell), effect.until)
             return None
         if isinstance(effect, Discard):
             self._reply = None
@@ -209,23 +213,26 @@ class AioCall:
         raise refuse_foreign(effect)
 
     def _spawn(self, effect: Spawn) -> Callable[[], None]:
-        beside = AioCall(effect.coroutine, self._sender, clock=self._clock, raise_as=self._raise_as)
+        beside = AioCall(
+            effect.coroutine, self._sender, clock=self._clock, raise_as=self._raise_as, loop=self._loop
+        )  # fmt: skip
         task = self._loop.create_task(beside.run())
         _beside.add(task)
-        task.add_done_callback(_beside.discard)
-        task.add_done_callback(lambda _: effect.ended())
+
+        def over(_: object) -> None:
+            _beside.discard(task)
+            effect.ended()
 
         def cancel() -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: so is everything on it
                 self._loop.call_soon_threadsafe(task.cancel)
 
+        task.add_done_callback(over)
         return cancel
 
-    async def _within(self, work: Coroutine[Any, Any, Any], until: float | None) -> Any:
+    async def _within(self, work: Awaitable[Any], until: float) -> Any:
         """Await `work`, at the longest until the instant `until`; `_TIMED_OUT` when that passed."""
-        if until is None:
-            return await work
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101 -- for the type checker; a coroutine always runs in a task
         self._task, self._until, self._fired = task, until, False
         before = task.cancelling()
@@ -266,16 +273,21 @@ _beside: set[asyncio.Task[None]] = set()
 """The loop itself holds its tasks weakly."""
 
 
-async def _rung(bell: Bell) -> None:
-    loop = asyncio.get_running_loop()
-    rung = loop.create_future()
+def _rung(loop: asyncio.AbstractEventLoop, bell: Bell) -> asyncio.Future[None]:
+    """Done once the bell has rung, on whatever thread."""
+    rung, home = loop.create_future(), get_ident()
 
     def wake() -> None:
-        with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(_set, rung)
+        try:
+            if get_ident() == home:
+                _set(rung)
+            else:
+                loop.call_soon_threadsafe(_set, rung)
+        except RuntimeError:  # its loop is closed: nobody waits any more
+            pass
 
     bell.attach(wake)
-    await rung
+    return rung
 
 
 def _set(rung: asyncio.Future[None]) -> None:

@@ -7,6 +7,7 @@
     anything else                                                             404, 405: it is no way around the limits
 
 Everything that a caller is told comes in OpenAI's format. One application has one engine and belongs to one event loop.
+Its server is that of `protocol.py`: it is asked whether a caller is still there (`Caller`).
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from deepseek_resilient.errors import ConfigError, RejectedError
 from deepseek_resilient.events import AttemptCharged, Event
 from deepseek_resilient.gateway.check import check, is_check
 from deepseek_resilient.gateway.loopback import is_from_here
-from deepseek_resilient.gateway.offers import asks_for_models, is_long, listed, model_of, no_such
+from deepseek_resilient.gateway.offers import asks_for_models, fields_of, is_long, listed, model_of, no_such
 from deepseek_resilient.gateway.openapi import document
 from deepseek_resilient.gateway.outgoing import request_to
 from deepseek_resilient.gateway.problem import Problem, too_long
+from deepseek_resilient.gateway.protocol import CALLER
 from deepseek_resilient.gateway.relay import JSON, Relay, answer
 from deepseek_resilient.gateway.repeats import Repeats
 from deepseek_resilient.gateway.sender import Sender
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.messages import RawHeaders, Response
     from deepseek_resilient.drivers.aio import AsyncSender
     from deepseek_resilient.events import Listener
+    from deepseek_resilient.gateway.protocol import Caller
     from deepseek_resilient.gateway.settings import GatewaySettings
 
 log = logging.getLogger("deepseek_resilient.gateway")
@@ -72,7 +75,7 @@ class Gateway:
         self.settings = settings
         self.clock = clock
         self._wall = wall
-        self._listeners = (*listeners, self._charge)
+        self._listeners: tuple[Listener, ...] = (*listeners, _Charging(self))
         self._watch = watch
         self.accounts = Accounts(settings.tenants, clock, wall, settings.workers)
         self.engine = self._make_engine(settings)
@@ -142,10 +145,6 @@ class Gateway:
     def _make_repeats(self, settings: GatewaySettings) -> Repeats:
         return Repeats(self.clock, growth=settings.growth, longest=settings.longest_refusal)
 
-    def _charge(self, event: Event) -> None:
-        if isinstance(event, AttemptCharged) and event.cost:
-            self.accounts.charge(event.tenant, event.cost)
-
     async def _live(self, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> None:
         while (message := await receive())["type"] == "lifespan.startup":
             await send({"type": "lifespan.startup.complete"})
@@ -165,6 +164,7 @@ class Gateway:
         if not dialect.is_inference and not (method == "GET" and asks_for_models(path)):
             raise no_such(method, path)
         account.counts.requests += 1
+        caller: Caller = scope["extensions"][CALLER]
         limits = self._limits(account, headers)
         if limits.get("retries_above"):
             account.counts.repeats += 1
@@ -173,7 +173,7 @@ class Gateway:
         if entered and not await self._enter(send, account, repeats, lambda: b""):
             return  # nobody reads its body; the server throws away what comes, for as long as a head may take
         try:
-            body = await self._read(headers, receive)
+            body = await self._read(headers, receive, sent=caller.sent)
             if len(repeats):
                 known = repeats.find(_key_of(repeats, account, scope, limits, body))
                 if known is not None:
@@ -189,9 +189,9 @@ class Gateway:
                 if not entered:
                     return
             if dialect.is_inference:
-                await self._call(scope, receive, send, account, body, limits, repeats)
+                await self._call(scope, caller, send, account, body, limits, repeats)
             else:
-                await self._models(scope, receive, send, account)
+                await self._models(scope, caller, send, account)
         finally:
             if entered:
                 account.leave()
@@ -225,32 +225,21 @@ class Gateway:
             raise Problem(401, "authentication_error", told)
         return account
 
-    async def _read(self, headers: RawHeaders, receive: Callable[[], Awaitable[Any]]) -> bytes:
-        """The body of a request, within its limits."""
+    async def _read(self, headers: RawHeaders, receive: Callable[[], Awaitable[Any]], *, sent: bool) -> bytes:
+        """The body of a request, within its limits; `sent`: it is there already."""
         limits = self.settings.limits
         longest = limits.max_body_bytes
         for name, value in headers:
             if name == b"content-length" and value.isdigit() and int(value[:18]) > longest:
                 raise too_long(longest)
-        parts: list[bytes] = []
-        size = 0
-        more = True
+        if sent:
+            return await _body(receive, longest)
         try:
             async with asyncio.timeout(limits.body_timeout):
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        told = "The request ended before its body was whole"
-                        raise Problem(400, "invalid_request_error", told, close=True)
-                    parts.append(message.get("body", b""))
-                    more = message.get("more_body", False)
-                    size += len(parts[-1])
-                    if size > longest:
-                        raise too_long(longest)
+                return await _body(receive, longest)
         except TimeoutError:
             told = f"The body did not come within {limits.body_timeout:g} s"
             raise Problem(408, "timeout", told, close=True) from None
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _limits(self, account: Account, headers: RawHeaders) -> dict[str, Any]:
         """What a request says of itself, as far as its tenant may."""
@@ -272,24 +261,26 @@ class Gateway:
         return limits
 
     async def _call(
-        self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any], account: Account,
-        body: bytes, limits: dict[str, Any], repeats: Repeats,
+        self, scope: Any, caller: Caller, send: Callable[..., Any], account: Account, body: bytes,
+        limits: dict[str, Any], repeats: Repeats,
     ) -> None:  # fmt: skip
         settings, path = self.settings, scope["path"]
-        if account.models and model_of(body) not in account.models:
+        fields: Any = None
+        if account.models and model_of(fields := fields_of(body)) not in account.models:
             told = f"Your models at this gateway are {', '.join(sorted(account.models))}"
             raise Problem(403, "permission_error", told)
         request = request_to(
             settings.base_url, settings.api_key, "POST", path, scope["query_string"], scope["headers"], body
         )
 
-        stream = b'"stream"' in body and wire.fields_of(body).get("stream") is True
+        stream = b'"stream"' in body and (fields or wire.fields_of(body)).get("stream") is True
+        request.fields = fields
         request.plain = stream  # comments and errors of ours may come between its events
 
         async def refuse(refused: Response) -> None:
             await self._refuse(send, repeats, _key_of(repeats, account, scope, limits, body), refused)
 
-        response = await self._relay(receive, send).run(
+        response = await self._relay(caller, send).run(
             self.engine.call(request, **limits),
             self._senders(),
             stream=stream,
@@ -304,9 +295,7 @@ class Gateway:
         else:
             account.counts.failed += 1
 
-    async def _models(
-        self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any], account: Account
-    ) -> None:
+    async def _models(self, scope: Any, caller: Caller, send: Callable[..., Any], account: Account) -> None:
         settings = self.settings
         request = request_to(settings.base_url, settings.api_key, "GET", scope["path"], b"", scope["headers"], b"")
         request.plain = True
@@ -315,10 +304,10 @@ class Gateway:
         if only and name and name not in only:
             raise no_such("GET", scope["path"])
         change = partial(listed, only) if only and not name else None
-        await self._relay(receive, send).run(self.engine.call(request), self._senders(), stream=False, change=change)
+        await self._relay(caller, send).run(self.engine.call(request), self._senders(), stream=False, change=change)
 
-    def _relay(self, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> Relay:
-        return Relay(receive, send, clock=self.clock, keep_alive=self.settings.limits.keep_alive)
+    def _relay(self, caller: Caller, send: Callable[..., Any]) -> Relay:
+        return Relay(caller, send, clock=self.clock, keep_alive=self.settings.limits.keep_alive)
 
     def _senders(self) -> AsyncSender:
         if self._sender is None:
@@ -337,12 +326,42 @@ class Gateway:
         await answer(send, response.status, body, headers)
 
 
+class _Charging:
+    """The listener that takes from a tenant's account what its attempts cost."""
+
+    kinds: frozenset[type[Event]] = frozenset((AttemptCharged,))
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, AttemptCharged) and event.cost:
+            self._gateway.accounts.charge(event.tenant, event.cost)
+
+
 def _key_of(repeats: Repeats, account: Account, scope: Any, limits: dict[str, Any], body: bytes) -> bytes:
     return repeats.key_of(account.name, limits["priority"], scope["path"], scope["query_string"], body)
 
 
 _WEB_PAGE = "Without tenants this gateway is for programs on this machine, and not for web pages from elsewhere"
 _NO_KEY = "This gateway asks for a key: send it as `Authorization: Bearer KEY` (api_key= of the SDK)"
+
+
+async def _body(receive: Callable[[], Awaitable[Any]], longest: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            told = "The request ended before its body was whole"
+            raise Problem(400, "invalid_request_error", told, close=True)
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+        size += len(parts[-1])
+        if size > longest:
+            raise too_long(longest)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 async def _confess(send: Callable[..., Any], error: Exception) -> None:

@@ -75,6 +75,10 @@ class Connection(asyncio.Protocol):
             if self._failure is not None:
                 return self._failure
             await self._wait()
+        return self.take()
+
+    def take(self) -> bytes:
+        """The bytes of the body that have come and were not taken."""
         if len(self._chunks) == 1:
             data = self._chunks.popleft()
         else:
@@ -85,6 +89,16 @@ class Connection(asyncio.Protocol):
             self._paused = False
             self.transport.resume_reading()
         return data
+
+    @property
+    def drained(self) -> bool:
+        """Whether the whole reply has been read."""
+        return self._ended and not self._chunks
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole reply has come."""
+        return self._ended
 
     @property
     def reusable(self) -> bool:
@@ -98,15 +112,13 @@ class Connection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
-    async def _wait(self) -> None:
+    def _wait(self) -> asyncio.Future[None]:
+        """Done once something has come."""
         waiter = self._waiter = self._loop.create_future()
-        try:
-            await waiter
-        finally:
-            self._waiter = None
+        return waiter
 
     def _wake(self) -> None:
-        waiter = self._waiter
+        waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 

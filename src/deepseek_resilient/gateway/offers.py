@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jiter
 
@@ -58,16 +58,21 @@ def no_such(method: str, path: str) -> Problem:
     return Problem(404, "not_found", f"There is no {method} {shown} at this gateway")
 
 
-def model_of(body: bytes) -> object:
-    """The model that a call asks for, read so that no server can read another one."""
+def fields_of(body: bytes) -> Any:
+    """What a call says, read so that no server can read another model in it."""
     try:
         fields = jiter.from_json(body, catch_duplicate_keys=True)
     except ValueError as error:
         told = f"The body is not the JSON of a call: {error}"
         raise Problem(400, "invalid_request_error", told) from None
-    model = fields.get("model") if isinstance(fields, dict) else None
-    if isinstance(fields, dict) and sum(name.casefold() == "model" for name in fields) > 1:
+    if isinstance(fields, dict) and len([name for name in fields if name.casefold() == "model"]) > 1:
         raise Problem(400, "invalid_request_error", "The body names its model twice, in other letters")
+    return fields
+
+
+def model_of(fields: object) -> object:
+    """The model that a call asks for."""
+    model = fields.get("model") if isinstance(fields, dict) else None
     return model if isinstance(model, str) else None
 
 

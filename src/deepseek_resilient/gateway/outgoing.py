@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from deepseek_resilient import wire
 from deepseek_resilient.core.messages import RawHeaders, Request
-from deepseek_resilient.headers import VARY, account_of, variant_of
+from deepseek_resilient.headers import account_of, variant_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -90,7 +90,8 @@ def request_to(
         native=Outgoing(base_url, place, line, passed, encoding, credentials, query),
         adapt=_adapt,
         encoded=found.get(b"content-encoding", b"").strip().lower() not in (b"", b"identity"),
-        variant=variant_of(query, {name: found[name] for name in VARY if name in found}, encoding),
+        variant=variant_of(query, found, encoding),
+        own=True,
     )
 
 

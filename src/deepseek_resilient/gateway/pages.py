@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
 from hmac import compare_digest
 from importlib.resources import files
@@ -16,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from deepseek_resilient import wire
 from deepseek_resilient.gateway.loopback import is_from_here
-from deepseek_resilient.gateway.relay import EVENT_STREAM, JSON, answer, hang_up
+from deepseek_resilient.gateway.protocol import CALLER
+from deepseek_resilient.gateway.relay import EVENT_STREAM, JSON, answer
 from deepseek_resilient.gateway.tenants import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from deepseek_resilient.gateway.protocol import Caller
 
 _EVERY = 1.0
 _HTML = (b"content-type", b"text/html; charset=utf-8")
@@ -89,7 +93,7 @@ class Pages:
             if scope["method"] == "HEAD":
                 await send({"type": "http.response.body"})
             else:
-                await self._live(receive, send)
+                await self._live(scope["extensions"][CALLER], send)
         else:
             await answer(send, 404, b"Here are /, /status, /events, /metrics, /healthz and /readyz.\n", [_TEXT])
 
@@ -99,15 +103,14 @@ class Pages:
         said = next((value for name, value in headers if name == b"authorization"), b"")
         return compare_digest(self.key, digest_of(_password(said)))
 
-    async def _live(self, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> None:
-        gone = asyncio.create_task(hang_up(receive))
-        try:
-            while not gone.done():
-                data = json.dumps(await self._status()).encode()
-                await send({"type": "http.response.body", "body": b"data: %b\n\n" % data, "more_body": True})
-                await asyncio.wait((gone,), timeout=_EVERY)
-        finally:
-            gone.cancel()
+    async def _live(self, caller: Caller, send: Callable[..., Any]) -> None:
+        gone = asyncio.Event()
+        caller.watch(gone.set)
+        while not gone.is_set():
+            data = json.dumps(await self._status()).encode()
+            await send({"type": "http.response.body", "body": b"data: %b\n\n" % data, "more_body": True})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(gone.wait(), _EVERY)
 
 
 def _host(headers: list[tuple[bytes, bytes]]) -> bytes:

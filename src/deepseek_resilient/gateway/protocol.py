@@ -13,7 +13,7 @@ slowly, is answered where it waits, and then the connection ends: what was behin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -21,14 +21,70 @@ from deepseek_resilient import wire
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from deepseek_resilient.gateway.settings import Limits
 
 _WORDS = {400: b"Bad Request", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable"}
 
 
+_COLON = 4
+"""Bytes of a header beside its name and value."""
+_LINE = 64
+"""Bytes of a head that are not counted, at most: method, version, line ends."""
+CALLER = "deepseek_resilient.caller"
+"""The extension of a request's scope by which an application asks of its `Caller`."""
+
+
+class Caller(Protocol):
+    """Who waits for the answer to the request that is served now."""
+
+    @property
+    def sent(self) -> bool:
+        """Whether all of the request has come."""
+
+    def watch(self, gone: Callable[[], None] | None) -> None:
+        """Call `gone` once they hang up, at once where they have; None: nobody wants to know any more. What waits in
+        `receive` for the same would be a task of its own for each request."""
+
+
 class _TooLargeError(Exception):
     """The head is over a limit."""
+
+
+class _Writer:
+    """What the answers of one connection are written to. The head of one leaves together with what follows in the same
+    turn of the loop: each write is a system call, and a packet that wakes the caller."""
+
+    __slots__ = ("_held", "_loop", "_transport", "holds", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: bytes | None = None
+        self.is_closing = transport.is_closing
+        self.holds = False
+        """The head of an answer comes next."""
+
+    def write(self, data: bytes) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._transport.writelines((held, data))
+        elif self.holds:
+            self.holds = False
+            self._held = data
+            self._loop.call_soon(self._flush)
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        held, self._held = self._held, None
+        if held is not None and not self.is_closing():
+            self._transport.write(held)
 
 
 def bounded(limits: Limits) -> type[HttpToolsProtocol]:
@@ -37,7 +93,8 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
     class BoundedProtocol(HttpToolsProtocol):
         """One connection."""
 
-        _bytes = _count = 0
+        _bytes = 0
+        _begins = False  # whether a head began in the piece that is read now
         _waits = True  # for a head: its first line, the rest of it, or whatever comes between two requests
         _begun = False  # a head
         _kept = b""  # what came behind requests that wait
@@ -45,9 +102,11 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
         _timer: asyncio.TimerHandle | None = None
         _writing: asyncio.TimerHandle | None = None
         _running: Any = None
+        _gone: Callable[[], None] | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self._writer = _Writer(transport, self.loop)
             if len(self.connections) > limits.max_connections:
                 self._status = 503
                 self.send_400_response("too many connections are open; come again")
@@ -60,6 +119,8 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
             if running is not None and not running.response_complete:  # where a request behind it waits already
                 running.disconnected = True
                 running.message_event.set()
+                if self._gone is not None:
+                    self._gone()
             if self._writing is not None:
                 self._writing.cancel()
             super().connection_lost(exc)
@@ -86,29 +147,28 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
             super().data_received(data)
             if self.pipeline:
                 self.flow.resume_reading()
-            elif self._waits and self.timeout_keep_alive_task is None:
-                self._start()
+            elif self._waits and not self.transport.is_closing():
+                if self._begun:
+                    self._take(0 if self._begins else len(data))
+                self._begins = False
+                if self.timeout_keep_alive_task is None:
+                    self._start()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
             self._unset_keepalive_if_required()
             if self.cycle is not None:  # the time of the first request runs since the connection opened
                 self._stop()
-            self._bytes = self._count = 0
-            self._waits = self._begun = True
-
-        def on_url(self, url: bytes) -> None:
-            self._take(len(url))
-            super().on_url(url)
-
-        def on_header(self, name: bytes, value: bytes) -> None:
-            self._count += 1
-            self._take(len(name) + len(value) + 4)
-            super().on_header(name, value)
+            self._bytes = 0
+            self._waits = self._begun = self._begins = True
 
         def on_headers_complete(self) -> None:
             self._waits = self._begun = False
             self._stop()
+            size = len(self.url) + sum([len(name) + len(value) + _COLON for name, value in self.headers])
+            if size > limits.max_header_bytes or len(self.headers) > limits.max_headers:
+                self._status = 431
+                raise _TooLargeError
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:
@@ -121,6 +181,9 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
 
         def _start_asgi_task(self, cycle: Any, app: Any) -> None:
             self._running = cycle
+            cycle.scope["extensions"] = {CALLER: self}
+            cycle.transport = self._writer
+            self._writer.holds = True
             super()._start_asgi_task(cycle, app)
 
         def on_response_complete(self) -> None:
@@ -135,6 +198,15 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
                     self.data_received(kept)
                 elif self._begun:
                     self._start()
+
+        @property
+        def sent(self) -> bool:
+            return not self._running.more_body
+
+        def watch(self, gone: Callable[[], None] | None) -> None:
+            self._gone = gone
+            if gone is not None and self._running.disconnected:
+                gone()
 
         def send_400_response(self, msg: str) -> None:
             if self.transport.is_closing():
@@ -152,10 +224,11 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
             self.transport.close()
 
         def _take(self, size: int) -> None:
+            """More of a head that has not ended; of the piece in which it begins, nobody says how much is of it."""
             self._bytes += size
-            if self._bytes > limits.max_header_bytes or self._count > limits.max_headers:
+            if self._bytes > limits.max_header_bytes + _LINE:
                 self._status = 431
-                raise _TooLargeError
+                self.send_400_response("")
 
         def _start(self) -> None:
             if self._timer is None and not self.transport.is_closing():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from deepseek_resilient.core.effects import CallCoroutine
     from deepseek_resilient.drivers.aio import AsyncSender
+    from deepseek_resilient.gateway.protocol import Caller
 
 COMMENT = b": keep-alive\n\n"
 JSON = (b"content-type", b"application/json")
@@ -52,13 +53,13 @@ class Relay:
 
     def __init__(
         self,
-        receive: Callable[[], Awaitable[Any]],
+        caller: Caller,
         send: Callable[[Any], Awaitable[None]],
         *,
         clock: Callable[[], float],
         keep_alive: float | None,
     ) -> None:
-        self._receive = receive
+        self._caller = caller
         self._send = send
         self._clock = clock
         self._keep_alive = keep_alive
@@ -85,14 +86,14 @@ class Relay:
             change: makes the body that the caller gets from the whole of what came.
         """
         loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        call = AioCall(coroutine, sender, clock=self._clock, raise_as=FailedError)
-        watcher = loop.create_task(self._watch())
+        self._task = asyncio.current_task(loop)
+        call = AioCall(coroutine, sender, clock=self._clock, raise_as=FailedError, loop=loop)
         timer = None
         if stream and self._keep_alive is not None:
             timer = loop.call_later(self._keep_alive, self._begin_comments)
         try:
             response: Response | None = None
+            self._caller.watch(self._hung_up)
             try:
                 response = await call.start()
                 if response.body is None and change is not None:
@@ -115,16 +116,15 @@ class Relay:
             return None
         finally:
             self._task = None
-            watcher.cancel()
+            self._caller.watch(None)
             if timer is not None:
                 timer.cancel()
             if self._comments is not None:
                 self._comments.cancel()
             await call.aclose()
 
-    async def _watch(self) -> None:
-        """Cancel the call once its caller is gone."""
-        await hang_up(self._receive)
+    def _hung_up(self) -> None:
+        """The caller is gone: so is the call."""
         self.gone = True
         if self._task is not None:
             self._task.cancel()
@@ -179,12 +179,6 @@ def _is_event_stream(response: Response) -> bool:
 
 def _passed_back(headers: RawHeaders) -> RawHeaders:
     return [pair for pair in headers if pair[0].lower() not in NOT_PASSED_BACK]
-
-
-async def hang_up(receive: Callable[[], Awaitable[Any]]) -> None:
-    """Wait until the caller is gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def answer(send: Callable[[Any], Awaitable[None]], status: int, body: bytes, headers: RawHeaders) -> None:

@@ -72,13 +72,22 @@ class Sender:
         if failure is not None:
             connection.close()
             return failure
-        return Reply(connection.status, foreign(connection.headers), connection)
+        reply = Reply(connection.status, foreign(connection.headers), connection)
+        if connection.complete:
+            reply.body, reply.ended = connection.take(), True
+            self._give_back(connection)
+        return reply
 
     async def read(self, effect: Read) -> bytes | Failure:
         """The next bytes of the body."""
-        connection: Connection = effect.reply.native  # type: ignore[assignment]
+        reply = effect.reply
+        if reply.ended:
+            body, reply.body = reply.body or b"", None
+            return body
+        connection: Connection = reply.native  # type: ignore[assignment]
         data = await connection.chunk()
-        if not data or data.__class__ is Failure:
+        if connection.drained or data.__class__ is Failure:
+            reply.ended = True
             self._give_back(connection)
         return data
 
@@ -88,8 +97,9 @@ class Sender:
 
     def abandon(self, reply: Reply) -> None:
         """The same, at once."""
-        connection: Connection = reply.native  # type: ignore[assignment]
-        self._give_back(connection)
+        if not reply.ended:
+            reply.ended = True
+            self._give_back(reply.native)  # type: ignore[arg-type]
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -32,6 +32,13 @@ class Decisions:
     """The last things that the engine decided, with reasons; a listener. What happens again is kept once, with its
     count: an hour of refusals does not push out the circuit that opened."""
 
+    kinds: frozenset[type[Event]] = frozenset(
+        (
+            CallRefused, CallSimplified, CircuitChanged, GateClosed, LoadChanged, LocalModelChanged, ModelChanged,
+            RetriesAbove, RetryStopped,
+        )
+    )  # fmt: skip
+
     def __init__(self) -> None:
         self._last: OrderedDict[tuple[str, str], tuple[float, int, str]] = OrderedDict()
 

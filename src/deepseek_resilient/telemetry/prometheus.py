@@ -168,7 +168,7 @@ class _Children:
 class _EngineListener:
     """Counts what one engine tells."""
 
-    __slots__ = ("_add", "_calls", "_observe", "_on")
+    __slots__ = ("_add", "_calls", "_observe", "_on", "kinds")
 
     def __init__(
         self, counters: dict[str, Callable[..., Counter]], histograms: dict[str, Callable[..., Histogram]]
@@ -194,6 +194,7 @@ class _EngineListener:
             events.ModelChanged: partial(self._count, "model_changes", "target"),
             events.CallSimplified: self._call_simplified,
         }
+        self.kinds = frozenset(self._on)
 
     def __call__(self, event: events.Event) -> None:
         act = self._on.get(type(event))
