@@ -212,6 +212,35 @@ def test_an_address_of_another_machine(folder: Path) -> None:
     assert "another one" not in done.stderr
 
 
+def test_an_output_that_is_full_ends_nothing(lab: LabProcess, folder: Path) -> None:
+    """Nobody is told that it is ready, and its worker goes on."""
+    ports = []
+    for _ in range(2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    process = GatewayProcess(folder, lab.base_url)
+    path = folder / "full.toml"
+    path.write_text(process.path.read_text().replace(":0", f":{ports[0]}", 1).replace(":0", f":{ports[1]}", 1))
+    errors = folder / "errors"
+    with open("/dev/full", "wb") as full, errors.open("wb") as told:  # noqa: PTH123 -- a device
+        running = subprocess.Popen([*COMMAND, "--config", str(path)], stdout=full, stderr=told)  # noqa: S603
+    try:
+        assert eventually(lambda: answers(f"http://127.0.0.1:{ports[1]}/readyz"), 30)
+        assert not eventually(lambda: "another begins" in errors.read_text(), 0.5)
+    finally:
+        running.terminate()
+        running.wait(30)
+
+
+def answers(url: str) -> bool:
+    """Whether there is a 200."""
+    try:
+        return 200 == httpx.get(url).status_code
+    except httpx.HTTPError:
+        return False
+
+
 def test_check_and_key(folder: Path) -> None:
     """A key that was made is one that the file takes."""
     made = subprocess.run([*COMMAND, "key"], capture_output=True, text=True, timeout=30, check=True)  # noqa: S603

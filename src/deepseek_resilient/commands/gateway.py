@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import sys
 from functools import partial
@@ -56,17 +57,19 @@ def _run(options: argparse.Namespace) -> int:
     load = _loader(options)
     from deepseek_resilient.gateway.supervisor import serve
 
-    def announce(address: str, pages: str) -> None:
-        print(f"ready at {address}/v1 (dashboard at {pages})", flush=True)
-
     try:
-        serve(load, announce)
+        serve(load, _announce)
     except ConfigError as error:
         raise CommandError(str(error)) from None
     except OSError as error:
         why = f"{error.strerror or error}{'; is another one running?' if error.errno == errno.EADDRINUSE else ''}"
         raise CommandError(f"cannot listen{f' at {error.filename}' if error.filename else ''}: {why}") from None
     return 0
+
+
+def _announce(address: str, pages: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk, a pipe that nobody reads: that is no worker's end
+        print(f"ready at {address}/v1 (dashboard at {pages})", flush=True)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -85,7 +88,8 @@ def _check(options: argparse.Namespace) -> int:
     for tenant in settings.tenants:
         print(f"{tenant.name}: {_terms(tenant)}")
     if settings.tenants:
-        print("Each of the workers has its share of these limits.\n" if settings.workers > 1 else "")
+        shares = "; each of the workers has its share of the limits" if settings.workers > 1 else ""
+        print(f"A tenant's priority and deadline go before those below{shares}.\n")
     print(describe(settings.policy))
     if settings.api_key is None and not upstreams:
         print("no key: DEEPSEEK_API_KEY is not set, so the upstream may refuse every call", file=sys.stderr)
