@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+import re
+from dataclasses import MISSING, asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from deepseek_resilient.gateway.configuration import load
+from deepseek_resilient.gateway.metrics import exposition
 from deepseek_resilient.gateway.settings import GatewaySettings, Limits, Listen, Telemetry, Tenant
+from deepseek_resilient.gateway.tenants import Counts
 
 from .pages import blocks, code, read, rows
 
@@ -81,3 +84,12 @@ def test_what_can_be_off_is_false(tmp_path: Path) -> None:
     assert settings.policy.deadline is None
     assert settings.policy.breaker is None
     assert settings.policy.stream.silence is None
+
+
+def test_the_metrics_of_tenants_are_told_as_they_are() -> None:
+    """Name, type and meaning, in their order."""
+    text = exposition([], {"a": {**asdict(Counts()), "spent_today": 0.0}}).decode()
+    head = r"# HELP deepseek_resilient_gateway_(\w+) (.+)\n# TYPE \S+ (\w+)"
+    known = [(name, kind, meaning) for name, meaning, kind in re.findall(head, text)]
+    assert known
+    assert known == [(code(name), kind, meaning) for name, kind, meaning in rows(PAGE, "### Metrics")[1:]]

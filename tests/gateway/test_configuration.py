@@ -47,10 +47,23 @@ WRONG = [
     ('[upstreams]\nbase_url = "https://x"\n', "line 1", "upstreams", "once for each"),
     (f'{TENANT}[[tenants]]\nname = "b"\nkeys = ["{KEY}"]\n', "line 6", "tenants[1].keys", "digest"),
     (f"{TENANT}{TENANT}", "", "tenants", "names that differ"),
-    (f'{TENANT}[[tenants]]\nname = "b"\nkeys = ["{DIGEST}"]\n', "", "tenants", "keys that only one tenant has"),
-    ('[[tenants]]\nname = "a"\n', "line 1", "tenants[0]", "keys"),
+    (
+        f'{TENANT}[[tenants]]\nname = "b"\nkeys = ["{DIGEST}"]\n',
+        "",
+        "tenants",
+        "only one tenant has: a and b share one",
+    ),
+    ('[[tenants]]\nname = "a"\n', "line 1", "tenants[0]", "a table with keys"),
+    (f'[[tenants]]\nkeys = ["{DIGEST}"]\n', "line 1", "tenants[0]", "a table with name"),
+    (f'[[tenants]]\nname = "a"\nkey = "{KEY}"\n', "line 3", "tenants[0].key='(not shown)'", "keys is meant"),
+    (f'[[tenants]]\nname = "a"\nmodels = ["{KEY}", 3]\nkeys = []', "line 4", "tenants[0].keys", "digest"),
+    (f'[[tenants]]\nname = "{KEY}!"\nkeys = ["{DIGEST}"]\n', "line 2", "tenants[0].name", "letters"),
+    ('[upstream]\napi_key = "sk-secret"\n', "line 2", "upstream.api_key='(not shown)'", "api_key_env is meant"),
+    ('[upstream]\napi_key_env = "sk-secret"\n', "line 2", "upstream.api_key_env", "the name of the environment"),
+    ('[upstream]\ntoken = {is = "sk-secret"}\n', "line 2", "upstream.token", "(a table, not shown)"),
+    ('[gateway]\nadmin = "127.0.0.1:8400"\n', "line 2", "gateway.admin", "another address"),
     (f"{TENANT}max_concurency = 3\n", "line 4", "tenants[0].max_concurency", "max_concurrency is meant"),
-    (f"{TENANT}max_concurrency = 0\n", "line 4", "tenants[0].max_concurrency", "1"),
+    (f"{TENANT}max_concurrency = 0\n", "line 4", "tenants[0].max_concurrency=0", "1, or false"),
     (f'{TENANT}priority = "urgent"\n', "line 4", "tenants[0].priority", ""),
     (f'{TENANT}cache = "mine"\n', "line 4", "tenants[0].cache", '"own", "shared" or "off"'),
     (f"{TENANT}dollars_per_day = -1\n", "line 4", "tenants[0].dollars_per_day", "0"),
@@ -59,7 +72,7 @@ WRONG = [
     ("[policy]\nretry = {attempts = 0}\n", "line 2", "policy.retry.attempts", "at least 1"),
     ("[policy.retry]\nattempts = true\n", "line 2", "policy.retry.attempts", "at least 1"),
     ("[policy]\nretry.attempts = 0\n", "line 2", "policy.retry.attempts", "at least 1"),
-    ("[policy]\nretry = false\n", "line 2", "policy.retry", ""),
+    ("[policy]\nretry = false\n", "line 2", "policy.retry=", "RetryPolicy"),
     ("[policy.cache]\nlifetim = 3\n", "line 2", "policy.cache.lifetim", "lifetime is meant"),
     ("[policy.cache]\nlifetime = -3\n", "line 2", "policy.cache.lifetime", "0"),
     ("[policy]\nhedge = 3\n", "line 2", "policy.hedge", "a table"),
@@ -136,6 +149,11 @@ def test_the_file_comes_before_the_variables_of_opentelemetry(
 ) -> None:
     """What is exported, if anything."""
     assert expected == load(written(folder, text), environ).telemetry
+
+
+def test_a_file_of_another_editor(folder: Path) -> None:
+    """With a byte order mark and lines that end as on Windows."""
+    assert 2 == load(written(folder, b"\xef\xbb\xbf[gateway]\r\nworkers = 2\r\n"), {}).workers
 
 
 WHOLE = f"""

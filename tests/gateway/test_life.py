@@ -178,6 +178,8 @@ def test_sighup_with_a_bad_file_changes_nothing(lab: LabProcess, folder: Path) -
         (["--config", "/does/not/exist.toml"], "exist.toml"),
         (["run", "--port", "1"], "unrecognized arguments"),
         (["walk"], "invalid choice"),
+        (["--config", "/does/not/exist.toml", "check"], "exist.toml"),
+        (["--config", "/does/not/exist.toml", "run"], "exist.toml"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], told: str) -> None:
@@ -195,7 +197,48 @@ def test_a_port_that_is_taken(gateway: GatewayProcess, folder: Path) -> None:
     path.write_text(f'[gateway]\nlisten = "127.0.0.1:{port}"\nadmin = "127.0.0.1:0"\n')
     done = subprocess.run([*COMMAND, "--config", str(path)], capture_output=True, text=True, timeout=30, check=False)  # noqa: S603
     assert 2 == done.returncode
-    assert "is another one running?" in done.stderr
+    assert f"cannot listen at 127.0.0.1:{port}: Address already in use; is another one running?" in done.stderr
+
+
+def test_an_address_of_another_machine(folder: Path) -> None:
+    """It says which, and does not blame another gateway."""
+    path = folder / "elsewhere.toml"
+    path.write_text(
+        '[gateway]\nlisten = "127.0.0.1:0"\nadmin = "192.0.2.1:8401"\nadmin_key = "sha256:' + 64 * "0" + '"\n'
+    )
+    done = subprocess.run([*COMMAND, "--config", str(path)], capture_output=True, text=True, timeout=30, check=False)  # noqa: S603
+    assert 2 == done.returncode
+    assert "cannot listen at 192.0.2.1:8401: " in done.stderr
+    assert "another one" not in done.stderr
+
+
+def test_an_output_that_is_full_ends_nothing(lab: LabProcess, folder: Path) -> None:
+    """Nobody is told that it is ready, and its worker goes on."""
+    ports = []
+    for _ in range(2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    process = GatewayProcess(folder, lab.base_url)
+    path = folder / "full.toml"
+    path.write_text(process.path.read_text().replace(":0", f":{ports[0]}", 1).replace(":0", f":{ports[1]}", 1))
+    errors = folder / "errors"
+    with open("/dev/full", "wb") as full, errors.open("wb") as told:  # noqa: PTH123 -- a device
+        running = subprocess.Popen([*COMMAND, "--config", str(path)], stdout=full, stderr=told)  # noqa: S603
+    try:
+        assert eventually(lambda: answers(f"http://127.0.0.1:{ports[1]}/readyz"), 30)
+        assert not eventually(lambda: "another begins" in errors.read_text(), 0.5)
+    finally:
+        running.terminate()
+        running.wait(30)
+
+
+def answers(url: str) -> bool:
+    """Whether there is a 200."""
+    try:
+        return 200 == httpx.get(url).status_code
+    except httpx.HTTPError:
+        return False
 
 
 def test_check_and_key(folder: Path) -> None:
@@ -203,12 +246,13 @@ def test_check_and_key(folder: Path) -> None:
     made = subprocess.run([*COMMAND, "key"], capture_output=True, text=True, timeout=30, check=True)  # noqa: S603
     key, digest = (line.split()[-1] for line in made.stdout.splitlines())
     path = folder / "good.toml"
-    path.write_text(tenant("search", digest))
+    path.write_text(tenant("search", digest, max_concurrency=5, dollars_per_day=20))
     environ = {**os.environ, "DEEPSEEK_API_KEY": "sk-x"}
     done = subprocess.run(  # noqa: S603
         [*COMMAND, "check", "--config", str(path)], capture_output=True, text=True, timeout=30, check=True, env=environ
     )
     assert "good: 127.0.0.1:8400 for search" in done.stdout
+    assert "search: 1 key; all models; standard; 5 calls at once; $20 per day\n" in done.stdout
     assert key not in done.stdout
     assert json.dumps(digest) in path.read_text()
 

@@ -47,6 +47,15 @@ def test_calls_at_once() -> None:
     assert 2 == one.in_flight
 
 
+def test_a_share_says_that_it_is_one() -> None:
+    """Who reads 10 in the file and is refused at 5 is told why."""
+    clock = Clock()
+    one = Account(Tenant(name="a", keys=(DIGEST,), max_concurrency=2), clock, clock, workers=2)
+    one.enter()
+    with pytest.raises(RateLimitedError, match=r"max_concurrency is 1 \(the share of one of 2 workers\)"):
+        one.enter()
+
+
 def test_calls_in_a_minute() -> None:
     """A burst, then one for each second; the wait that is told is enough."""
     clock = Clock()

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,7 +47,7 @@ class ConfigurationError(ConfigError):
     """A file that cannot be used: which file, which line, which field, and what is allowed."""
 
     def __init__(self, where: str, field: str, value: object, allowed: str) -> None:
-        super().__init__(field, value, allowed)
+        super().__init__(field, _shown(field, value), allowed.replace("or None", "or false"))
         self.where = where
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class ConfigurationError(ConfigError):
 def load(path: Path, environ: Mapping[str, str] = os.environ) -> GatewaySettings:
     """The settings in the file at `path`. Raises ConfigurationError."""
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")
         data = tomllib.loads(text)
     except OSError as error:
         raise ConfigurationError(str(path), "file", path.name, f"a file that can be read ({error.strerror})") from None
@@ -192,8 +192,9 @@ class _Reader:
     def _key(self, field: str, variable: object) -> str | None:
         if variable is None:
             return self._environ.get(KEY_VARIABLE) or None
-        if not isinstance(variable, str) or not variable:
-            raise self._wrong(field, variable, "the name of the environment variable that has the key")
+        if not isinstance(variable, str) or not _VARIABLE.fullmatch(variable):
+            shown = "(not shown)" if isinstance(variable, str) else variable  # the key itself, perhaps
+            raise self._wrong(field, shown, "the name of the environment variable that has the key")
         if not self._environ.get(variable):
             raise self._wrong(field, variable, "a variable that is set: it is empty, or not there")
         return self._environ[variable]
@@ -214,11 +215,14 @@ class _Reader:
             return kind(**given)
         except ConfigError as error:
             name = error.field.rpartition(".")[2].partition(" ")[0]
-            inner = f"{field}.{name}" if name in given or name not in ("", field) else field
+            inner = field if name in ("", field.rpartition(".")[2]) else f"{field}.{name}"
             raise ConfigurationError(self._where(inner), inner, error.value, error.allowed) from None
         except TypeError:
-            missing = [f.name for f in fields(kind) if f.name not in given] if isinstance(kind, type) else ["base_url"]
-            raise self._wrong(field, table, f"a table with {' and '.join(missing[:2])}") from None
+            needed = [f.name for f in fields(made) if f.default is MISSING and f.default_factory is MISSING]
+            missing = [name for name in needed if name not in given]
+            raise self._wrong(
+                field, table, f"a table with {' and '.join(missing) or 'values of the right types'}"
+            ) from None
 
     def _table(self, data: dict[str, Any], name: str, field: str = "") -> dict[str, Any]:
         table = data.get(name, {})
@@ -251,6 +255,14 @@ class _Reader:
         return self._name
 
 
+def _shown(field: str, value: object) -> object:
+    """As a message may have it: what stands where a key may stand is not shown, whatever the field's name is."""
+    if isinstance(value, (dict, list)):
+        return f"(a {'table' if isinstance(value, dict) else 'list'}, not shown)"
+    secret = _SECRET.search(field.rpartition(".")[2]) and not field.endswith("_env")
+    return "(not shown)" if isinstance(value, str) and (secret or _KEY.match(value)) else value
+
+
 def _value(kind: str, said: Any) -> Any:
     """As a field of that type has it: TOML has no None, so what can be off is `false`."""
     if said is False and kind.endswith("None"):
@@ -258,6 +270,9 @@ def _value(kind: str, said: Any) -> Any:
     return tuple(said) if isinstance(said, list) else said
 
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_SECRET = re.compile(r"key|secret|token|password", re.IGNORECASE)
+_KEY = re.compile(r"sk-|dsr-|sha256:|Bearer ")
 _HEADER = re.compile(r"\s*(\[\[?)\s*([\w.\"'-]+)\s*\]\]?\s*(#.*)?$")
 _FIELD = re.compile(r"\s*([\w-]+(?:\.[\w-]+)*)\s*=")
 

@@ -82,18 +82,20 @@ def make_server(app: Any, limits: Limits, *, drain: float, lifespan: bool) -> Se
 
 
 def bind(listen: Listen) -> socket.socket:
-    """A socket that listens there. Raises OSError."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    made = socket.socket(family, kind, protocol)
+    """A socket that listens there. Raises OSError, with the address as its file name."""
+    made: socket.socket | None = None
     try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        made = socket.socket(family, kind, protocol)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
         made.listen(_BACKLOG)
-    except OSError:
-        made.close()
-        raise
+    except OSError as error:
+        if made is not None:
+            made.close()
+        raise OSError(error.errno, error.strerror, str(listen)) from None
     made.setblocking(False)
     return made
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from deepseek_resilient import wire
 from deepseek_resilient.config import CachePolicy, Policy, Priority, Upstream
 from deepseek_resilient.config.checks import label, number, whole
 from deepseek_resilient.errors import ConfigError
 from deepseek_resilient.gateway.loopback import is_loopback
-
-if TYPE_CHECKING:
-    from typing import Any
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
@@ -83,6 +79,9 @@ class Listen:
             raise ConfigError(label(self, "host"), self.host, "an address of this machine, as 127.0.0.1 or 0.0.0.0")
         if not isinstance(self.port, int) or isinstance(self.port, bool) or not 0 <= self.port <= 65535:
             raise ConfigError(label(self, "port"), self.port, "a whole number of 0 to 65535")
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def is_loopback(self) -> bool:
@@ -217,11 +216,19 @@ class GatewaySettings:
         if self.policy.ledger is None and any(tenant.dollars_per_day is not None for tenant in self.tenants):
             raise ConfigError(label(self, "policy"), "ledger off", "one with a ledger: it counts the dollars_per_day")
         self._check_doors()
-        _no_twins(self, "tenants", [tenant.name for tenant in self.tenants], "names that differ")
-        keys = [key for tenant in self.tenants for key in tenant.keys]
-        _no_twins(self, "tenants", keys, "keys that only one tenant has")
+        names = [tenant.name for tenant in self.tenants]
+        if twins := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(label(self, "tenants"), twins[0], "names that differ")
+        owners: dict[str, str] = {}
+        for tenant in self.tenants:
+            for key in tenant.keys:
+                if (owner := owners.setdefault(key, tenant.name)) != tenant.name:
+                    allowed = f"keys that only one tenant has: {owner} and {tenant.name} share one"
+                    raise ConfigError(label(self, "tenants"), "(a key, not shown)", allowed)
 
     def _check_doors(self) -> None:
+        if self.listen.port and self.listen == self.admin:
+            raise ConfigError(label(self, "admin"), str(self.admin), "another address than where callers come (listen)")
         if self.admin_key is not None and not _is_digest(self.admin_key):
             raise ConfigError(label(self, "admin_key"), "(not shown)", 'a digest of a key, "sha256:…", or None')
         if not self.admin.is_loopback and self.admin_key is None:
@@ -236,10 +243,3 @@ class GatewaySettings:
 
 def _is_digest(text: object) -> bool:
     return isinstance(text, str) and DIGEST.fullmatch(text) is not None
-
-
-def _no_twins(owner: Any, name: str, values: list[str], allowed: str) -> None:
-    twins = sorted({value for value in values if values.count(value) > 1})
-    if twins:
-        shown = twins[0] if NAME.fullmatch(twins[0]) else "(a key, not shown)"
-        raise ConfigError(label(owner, name), shown, allowed)

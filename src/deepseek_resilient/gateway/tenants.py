@@ -65,7 +65,11 @@ class Counts:
 class Account:
     """A tenant at work. Belongs to one event loop, but `charge` may be called from any thread."""
 
-    def __init__(self, tenant: Tenant | None, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+    def __init__(
+        self, tenant: Tenant | None, clock: Callable[[], float], wall: Callable[[], float], workers: int = 1
+    ) -> None:
+        tenant = None if tenant is None else _share(tenant, workers)
+        self._whose = "" if workers == 1 else f" (the share of one of {workers} workers)"
         self.name = "" if tenant is None else tenant.name
         self.tenant = tenant
         self.priority = None if tenant is None else Priority.parse(tenant.priority)
@@ -101,7 +105,7 @@ class Account:
         tenant = self.tenant
         most = None if tenant is None else tenant.max_concurrency
         if most is not None and self.in_flight >= most:
-            raise _refused(f"{self.in_flight} calls are in flight, max_concurrency is {most}", _SOON)
+            raise self._refused(f"{self.in_flight} calls are in flight, max_concurrency is {most}", _SOON)
         self.take()
         self.counts.in_flight += 1
 
@@ -115,12 +119,12 @@ class Account:
             return
         if tenant.dollars_per_day is not None and self.spent_today() >= tenant.dollars_per_day:
             left = _DAY - self._wall() % _DAY
-            raise _refused(f"the ${tenant.dollars_per_day:g} of this day (UTC) are spent", left)
+            raise self._refused(f"the ${tenant.dollars_per_day:g} of this day (UTC) are spent", left)
         if self._limiter is not None:
             reserved = self._limiter.reserve(self._clock(), patience=0.0)
             if not isinstance(reserved, Reservation):
                 wait = reserved if isinstance(reserved, float) else _SOON
-                raise _refused(f"more than {tenant.requests_per_minute:g} requests per minute", wait)
+                raise self._refused(f"more than {tenant.requests_per_minute:g} requests per minute", wait)
 
     def leave(self) -> None:
         """The call has ended."""
@@ -144,6 +148,10 @@ class Account:
             return wished if self.priority is None else self.priority
         return min(wished, self.priority)
 
+    def _refused(self, why: str, wait: float) -> RateLimitedError:
+        told = f"Your limit at this gateway is reached: {why}{self._whose}"
+        return RateLimitedError(told, step="tenant", retry_after=wait)
+
     def _turn_page(self) -> None:
         day = self._wall() // _DAY
         if day != self._day:
@@ -156,8 +164,7 @@ class Accounts:
     def __init__(
         self, tenants: tuple[Tenant, ...], clock: Callable[[], float], wall: Callable[[], float], workers: int = 1
     ) -> None:
-        tenants = tuple(_share(tenant, workers) for tenant in tenants)
-        self.by_name = {tenant.name: Account(tenant, clock, wall) for tenant in tenants}
+        self.by_name = {tenant.name: Account(tenant, clock, wall, workers) for tenant in tenants}
         self.everybody = None if tenants else Account(None, clock, wall)
         """Whoever calls, where there are no tenants."""
         self._by_key = {key[:_PART]: (key, self.by_name[tenant.name]) for tenant in tenants for key in tenant.keys}
@@ -206,7 +213,3 @@ _NOBODY = "sha256:" + "0" * 64
 
 def _same_rate(one: Tenant, other: Tenant) -> bool:
     return (one.requests_per_minute, one.burst) == (other.requests_per_minute, other.burst)
-
-
-def _refused(why: str, wait: float) -> RateLimitedError:
-    return RateLimitedError(f"Your limit at this gateway is reached: {why}", step="tenant", retry_after=wait)

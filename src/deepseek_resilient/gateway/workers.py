@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import signal
 import socket
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
@@ -62,8 +63,7 @@ class Worker:
         while not ending.is_set():
             began = loop.time()
             try:
-                await self._run_once()
-                why = "ended"
+                why = _how(await self._run_once())
             except OSError as error:  # no process, no file descriptor left
                 why = f"cannot begin ({error.strerror})"
             if not ending.is_set():
@@ -105,7 +105,7 @@ class Worker:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
-    async def _run_once(self) -> None:
+    async def _run_once(self) -> int:
         keeper = self._keeper
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -136,7 +136,7 @@ class Worker:
                     settings = keeper.settings
                     await self._ask("settings", settings)
                 keeper.report_ready()
-            await process.wait()
+            return await process.wait()
         finally:
             self.ready = False
             self._channel = None
@@ -170,3 +170,13 @@ class Worker:
             return None
         finally:
             self._waiting.pop(number, None)
+
+
+def _how(status: int) -> str:
+    """How a process ended, for a person."""
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was ended by {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"was ended by signal {-status}"
