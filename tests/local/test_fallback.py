@@ -22,14 +22,18 @@ from deepseek_resilient import (
     Policy,
     RetryPolicy,
 )
+from deepseek_resilient.events import AttemptEnded
 from deepseek_resilient.lab import LabProcess
 from deepseek_resilient.local.engines import ENGINES
 
 from . import tiny
+from .watching import Heard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from deepseek_resilient.events import Event
 
 ASK: dict[str, Any] = {
     "model": "deepseek-flash",
@@ -145,6 +149,30 @@ def test_a_shared_model_and_its_statistics(lab: LabProcess, policy: Policy) -> N
     finally:
         local.close()
         lab.script(windows=[])
+
+
+def test_one_that_has_to_start_answers_for_a_server_that_hangs(lab: LabProcess, policy: Policy) -> None:
+    """It is woken while the server is still waited for; how long its start takes is known from the last one."""
+    assert policy.local is not None
+    heard = Heard()
+    told: list[Event] = []
+    local = LocalModel(replace(policy.local, idle=1.0, warm="lazy"), listener=heard)
+    engine = Engine(policy, local=local, listeners=[told.append])
+    try:
+        local.wait_ready(60)
+        heard.wait("stopped", timeout=60)
+        before = len(heard.events)
+        timeout = max(5.0 * local.ready_in, 5.0)
+        lab.script(windows=[{"fault": {"kind": "hang"}}])
+        with DeepSeek(base_url=lab.base_url, api_key="k", engine=engine, timeout=timeout) as client:
+            raw = client.chat.completions.with_raw_response.create(**ASK)
+    finally:
+        lab.script(windows=[])
+        engine.close()
+        local.close()
+    assert ("tiny", "timeout,ok") == (raw.headers["x-resilient-local"], raw.headers["x-resilient-verdicts"])
+    gave_up = next(event for event in told if isinstance(event, AttemptEnded))
+    assert heard.wait("starting", before).at < gave_up.at
 
 
 def test_a_model_that_cannot_be_had_changes_nothing(lab: LabProcess, policy: Policy, tmp_path: Path) -> None:
