@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import threading
 from dataclasses import replace
@@ -22,7 +23,7 @@ from deepseek_resilient import (
     Policy,
     RetryPolicy,
 )
-from deepseek_resilient.events import AttemptEnded
+from deepseek_resilient.events import AttemptEnded, LocalDeclined
 from deepseek_resilient.lab import LabProcess
 from deepseek_resilient.local.engines import ENGINES
 
@@ -275,3 +276,58 @@ def test_a_server_that_runs_already_answers(lab: LabProcess, without_engine: Pol
         said = through_an_outage(lab, replace(without_engine, local=local), "deepseek-flash")
         assert ["Simulated answer to: Hello"] * 4 == said
         assert 4 <= running.statistics()["attempts"]
+
+
+JSON: dict[str, Any] = {
+    **ASK,
+    "messages": [{"role": "user", "content": "Is water wet? Answer in JSON."}],
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "a",
+            "schema": {"type": "object", "properties": {"wet": {"enum": ["yes", "no"]}}, "required": ["wet"]},
+        },
+    },
+    "max_tokens": 40,
+}
+
+
+def test_json_is_asked_of_a_server_that_runs_already_and_says_what_it_is(
+    lab: LabProcess, policy: Policy, smollm2: Path
+) -> None:
+    """llama.cpp does, and keeps to it."""
+    lab.script(windows=[OUTAGE])
+    running = LocalModel(LocalPolicy(model=str(smollm2), engine="llamacpp", threads=1, context=512))
+    try:
+        running.wait_ready(60)
+        with running.try_acquire() as lease:
+            there = replace(policy, local=LocalPolicy(address=lease.base_url, key=lease.api_key))
+        with DeepSeek(base_url=lab.base_url, api_key="k", policy=there) as client:
+            raw = client.chat.completions.with_raw_response.create(**JSON)
+            assert "llamacpp" == client.engine.local.statistics().engine
+    finally:
+        lab.script(windows=[])
+        running.close()
+    assert smollm2.stem == raw.headers["x-resilient-local"]
+    assert json.loads(raw.parse().choices[0].message.content or "")["wet"] in ("yes", "no")
+
+
+def test_json_is_not_asked_of_a_server_that_does_not(lab: LabProcess, without_engine: Policy) -> None:
+    """Whatever it would answer: the caller gets DeepSeek's error, the listeners the reason."""
+    declined: list[LocalDeclined] = []
+    lab.script(windows=[OUTAGE])
+    with LabProcess(slots=10, service_time=0.01) as running:
+        there = replace(without_engine, local=LocalPolicy(address=running.base_url, key="k", model="deepseek-flash"))
+        engine = Engine(there, listeners=[lambda event: isinstance(event, LocalDeclined) and declined.append(event)])
+        try:
+            with DeepSeek(base_url=lab.base_url, api_key="k", engine=engine) as client:
+                before = running.statistics()["attempts"]
+                engine.local.wait_ready(60)
+                asked = running.statistics()["attempts"]
+                with pytest.raises(openai.InternalServerError, match="too busy"):
+                    client.chat.completions.create(**JSON | {"response_format": {"type": "json_object"}})
+                assert before < asked == running.statistics()["attempts"]
+        finally:
+            lab.script(windows=[])
+            engine.close()
+    assert ["json"] == [event.why for event in declined]

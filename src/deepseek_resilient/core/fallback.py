@@ -70,7 +70,7 @@ class Lease(Protocol):
 
     @property
     def engine(self) -> str:
-        """What runs it."""
+        """What runs it; "" where that is not known."""
 
     def release(self) -> None:
         """The call is over."""
