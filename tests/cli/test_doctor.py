@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +150,16 @@ def fallback(env: dict[str, str], **settings: str) -> tuple[int, str, str]:
     """Exit status, and level and text of the finding on the policy's local part."""
     status, found = findings({**env, **LOCAL, **{f"DEEPSEEK_RESILIENT_LOCAL_{n}": v for n, v in settings.items()}})
     return status, found["fallback"]["level"], found["fallback"]["text"]
+
+
+def test_a_model_that_was_cut_off_is_found(keyed: dict[str, str], tmp_path: Path) -> None:
+    """By the length that its own table of tensors tells; and what to do is said."""
+    model = Tiny().write_gguf(tmp_path / "tiny.gguf")
+    os.truncate(model, model.stat().st_size - 1000)
+    status, level, text = fallback(keyed, MODEL=str(model))
+    assert (1, "problem") == (status, level)
+    assert "it is cut off: " in text
+    assert "Delete it and get it again: what `local pull` fetched, by the same `deepseek-resilient local pull`" in text
 
 
 def test_without_a_local_part_nothing_is_said_of_one(keyed: dict[str, str]) -> None:

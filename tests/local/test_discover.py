@@ -74,11 +74,11 @@ def test_the_usual_ports_are_those_of_the_servers():
 
 def test_a_running_server_is_found(shared):
     """At its address, and among ports; not where nobody or somebody else listens, nor without its key."""
-    found = Found(shared.base_url, ("tiny",))
+    found = Found(shared.base_url, ("tiny",), "llamacpp")
     assert found == at_address(shared.base_url, shared.api_key)
     with answering(200, b"<html>") as other, socket.create_server(("127.0.0.1", 0)) as silent:
         ports = dict.fromkeys((1, int(other.rpartition(":")[2]), silent.getsockname()[1], port_of(shared)), "x")
-        assert [Found(shared.base_url, ("tiny",), "x")] == at_usual_ports(shared.api_key, ports)
+        assert [Found(shared.base_url, ("tiny",), "llamacpp", "x")] == at_usual_ports(shared.api_key, ports)
         assert [] == at_usual_ports("wrong", ports)
         assert [] == at_usual_ports(None, {1: "x"}, host="::1")
 
@@ -104,7 +104,7 @@ def test_what_is_no_model_server_is_told(status, body, why, message):
 def test_an_answer_without_a_message_is_no_token():
     """Models alone are not enough to be ready."""
     with answering(200, b'{"data": [{"id": "m"}, {}, 3]}') as address:
-        assert ["m"] == Probe(base_url(address), None).models(2)
+        assert {"m": ""} == Probe(base_url(address), None).models(2)
         with pytest.raises(LocalModelError, match="answered without a message"):
             Probe(base_url(address), None).one_token("m", 2)
 

@@ -3,7 +3,9 @@
 import importlib
 import importlib.util
 import json
+import os
 import shutil
+import struct
 import sys
 import urllib.error
 from dataclasses import replace
@@ -80,11 +82,18 @@ def test_eight_bits_are_each_engines_own_way(models, tmp_path):
 
 
 def test_parts_of_a_split_file_belong_together(models, tmp_path):
-    """All are read ahead and counted."""
+    """All are read ahead and counted; where one is missing or cut off, nothing is started."""
     for number in (1, 2):
         (tmp_path / f"m-0000{number}-of-00002.gguf").write_bytes((models / "tiny.gguf").read_bytes())
-    made = plan(LocalPolicy(), str(tmp_path / "m-00001-of-00002.gguf"))
+    first = tmp_path / "m-00001-of-00002.gguf"
+    made = plan(LocalPolicy(), str(first))
     assert (2, 2 * (models / "tiny.gguf").stat().st_size) == (len(made.files), made.size)
+    os.truncate(made.files[1], 9000)
+    with pytest.raises(LocalModelError, match=r"m-00002-of-00002.gguf cannot be loaded: it(s head)? is cut off"):
+        plan(LocalPolicy(), str(first))
+    made.files[1].unlink()
+    with pytest.raises(LocalModelError, match=r"m-00001-of-00002.gguf is one of 2 parts, and 1 are there"):
+        plan(LocalPolicy(), str(first))
 
 
 def test_keys_go_by_the_environment_and_only_the_right_one():
@@ -149,6 +158,26 @@ def test_the_head_of_a_file_is_read(models):
     assert 0 == replace(head, values={}).context_bytes(100)
 
 
+def test_a_file_is_as_long_as_its_tensors(models, smollm2, tmp_path):
+    """To the byte, of 32 bits and of 4; one whose tensors are of a kind that is not known, as far as that tells."""
+    for whole in (models / "tiny.gguf", smollm2):
+        data = whole.read_bytes()
+        cut = tmp_path / whole.name
+        cut.write_bytes(data)
+        read_head(cut)
+        os.truncate(cut, len(data) - 33)  # at the end there are up to 31 bytes that only fill it up
+        with pytest.raises(GgufError, match="it is cut off: .* bytes are there"):
+            read_head(cut)
+    table = struct.pack("<IQQQIQQIQ", 3, 1, 0, 0, 2, 8, 8, 1000, 64)
+    for length, is_whole in ((64 + 64, True), (63, False)):
+        (tmp_path / "new.gguf").write_bytes(b"GGUF" + table + bytes(max(length - 4 - len(table), 0)))
+        if is_whole:
+            read_head(tmp_path / "new.gguf")
+        else:
+            with pytest.raises(GgufError, match="cut off: 64 of its 128 bytes"):
+                read_head(tmp_path / "new.gguf")
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -161,6 +190,8 @@ def test_the_head_of_a_file_is_read(models):
             "damaged",
         ),
         (b"GGUF" + bytes([3, 0, 0, 0]) + bytes(8) + bytes([1] + [0] * 7) + b"\xff" * 8, "cut off or damaged"),
+        (b"GGUF" + struct.pack("<IQQQIQ", 3, 1, 0, 0, 99, 1), "damaged"),
+        (b"GGUF" + struct.pack("<IQQQ18sIi", 3, 0, 1, 17, b"general.alignment", 5, -1), "damaged"),
     ],
 )
 def test_a_broken_head_is_told(tmp_path, data, message):

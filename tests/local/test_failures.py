@@ -68,20 +68,22 @@ def test_a_port_is_kept_where_it_is_free(port):
     assert instance.free_port("::1", 0, fixed=False)
 
 
-@pytest.mark.parametrize("damage", ["junk", "cut in the head", "cut in the weights", "empty"])
+@pytest.mark.parametrize("damage", ["junk", "cut in the head", "cut in the weights", "empty", "of an unknown kind"])
 def test_a_file_that_is_damaged(serve, models, tmp_path, damage):
     """Whatever is wrong with it: get it again."""
     data = (models / "tiny.gguf").read_bytes()
     path = tmp_path / "broken.gguf"
-    path.write_bytes(
-        {"junk": b"\x00" * 5000, "cut in the head": data[:3000], "cut in the weights": data[:-100000], "empty": b""}[
-            damage
-        ]
-    )
+    damaged = {
+        "junk": b"\x00" * 5000, "cut in the head": data[:3000], "cut in the weights": data[:-100000], "empty": b"",
+        "of an unknown kind": data.replace(b"llama", b"lxama"),
+    }  # fmt: skip
+    path.write_bytes(damaged[damage])
     said = failing(serve(path), "corrupt")
     assert "et it again" in said
     if damage == "cut in the weights":
-        assert "not within the file bounds" in said
+        assert f"it is cut off: {len(data) - 100000:,} of its {len(data):,} bytes are there" in said
+    if damage == "of an unknown kind":  # in llama.cpp's own words
+        assert "unknown model architecture" in said
         assert "its log: " in said
 
 

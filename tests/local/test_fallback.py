@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import threading
 from dataclasses import replace
@@ -22,14 +23,18 @@ from deepseek_resilient import (
     Policy,
     RetryPolicy,
 )
+from deepseek_resilient.events import AttemptEnded, LocalDeclined
 from deepseek_resilient.lab import LabProcess
 from deepseek_resilient.local.engines import ENGINES
 
 from . import tiny
+from .watching import Heard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from deepseek_resilient.events import Event
 
 ASK: dict[str, Any] = {
     "model": "deepseek-flash",
@@ -147,6 +152,30 @@ def test_a_shared_model_and_its_statistics(lab: LabProcess, policy: Policy) -> N
         lab.script(windows=[])
 
 
+def test_one_that_has_to_start_answers_for_a_server_that_hangs(lab: LabProcess, policy: Policy) -> None:
+    """It is woken while the server is still waited for; how long its start takes is known from the last one."""
+    assert policy.local is not None
+    heard = Heard()
+    told: list[Event] = []
+    local = LocalModel(replace(policy.local, idle=1.0, warm="lazy"), listener=heard)
+    engine = Engine(policy, local=local, listeners=[told.append])
+    try:
+        local.wait_ready(60)
+        heard.wait("stopped", timeout=60)
+        before = len(heard.events)
+        timeout = max(5.0 * local.ready_in, 5.0)
+        lab.script(windows=[{"fault": {"kind": "hang"}}])
+        with DeepSeek(base_url=lab.base_url, api_key="k", engine=engine, timeout=timeout) as client:
+            raw = client.chat.completions.with_raw_response.create(**ASK)
+    finally:
+        lab.script(windows=[])
+        engine.close()
+        local.close()
+    assert ("tiny", "timeout,ok") == (raw.headers["x-resilient-local"], raw.headers["x-resilient-verdicts"])
+    gave_up = next(event for event in told if isinstance(event, AttemptEnded))
+    assert heard.wait("starting", before).at < gave_up.at
+
+
 def test_a_model_that_cannot_be_had_changes_nothing(lab: LabProcess, policy: Policy, tmp_path: Path) -> None:
     """The caller gets DeepSeek's own error at once, the engine says why."""
     assert policy.local is not None
@@ -247,3 +276,58 @@ def test_a_server_that_runs_already_answers(lab: LabProcess, without_engine: Pol
         said = through_an_outage(lab, replace(without_engine, local=local), "deepseek-flash")
         assert ["Simulated answer to: Hello"] * 4 == said
         assert 4 <= running.statistics()["attempts"]
+
+
+JSON: dict[str, Any] = {
+    **ASK,
+    "messages": [{"role": "user", "content": "Is water wet? Answer in JSON."}],
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "a",
+            "schema": {"type": "object", "properties": {"wet": {"enum": ["yes", "no"]}}, "required": ["wet"]},
+        },
+    },
+    "max_tokens": 40,
+}
+
+
+def test_json_is_asked_of_a_server_that_runs_already_and_says_what_it_is(
+    lab: LabProcess, policy: Policy, smollm2: Path
+) -> None:
+    """llama.cpp does, and keeps to it."""
+    lab.script(windows=[OUTAGE])
+    running = LocalModel(LocalPolicy(model=str(smollm2), engine="llamacpp", threads=1, context=512))
+    try:
+        running.wait_ready(60)
+        with running.try_acquire() as lease:
+            there = replace(policy, local=LocalPolicy(address=lease.base_url, key=lease.api_key))
+        with DeepSeek(base_url=lab.base_url, api_key="k", policy=there) as client:
+            raw = client.chat.completions.with_raw_response.create(**JSON)
+            assert "llamacpp" == client.engine.local.statistics().engine
+    finally:
+        lab.script(windows=[])
+        running.close()
+    assert smollm2.stem == raw.headers["x-resilient-local"]
+    assert json.loads(raw.parse().choices[0].message.content or "")["wet"] in ("yes", "no")
+
+
+def test_json_is_not_asked_of_a_server_that_does_not(lab: LabProcess, without_engine: Policy) -> None:
+    """Whatever it would answer: the caller gets DeepSeek's error, the listeners the reason."""
+    declined: list[LocalDeclined] = []
+    lab.script(windows=[OUTAGE])
+    with LabProcess(slots=10, service_time=0.01) as running:
+        there = replace(without_engine, local=LocalPolicy(address=running.base_url, key="k", model="deepseek-flash"))
+        engine = Engine(there, listeners=[lambda event: isinstance(event, LocalDeclined) and declined.append(event)])
+        try:
+            with DeepSeek(base_url=lab.base_url, api_key="k", engine=engine) as client:
+                before = running.statistics()["attempts"]
+                engine.local.wait_ready(60)
+                asked = running.statistics()["attempts"]
+                with pytest.raises(openai.InternalServerError, match="too busy"):
+                    client.chat.completions.create(**JSON | {"response_format": {"type": "json_object"}})
+                assert before < asked == running.statistics()["attempts"]
+        finally:
+            lab.script(windows=[])
+            engine.close()
+    assert ["json"] == [event.why for event in declined]

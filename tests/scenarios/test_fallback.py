@@ -11,7 +11,7 @@ import pytest
 import tenacity
 from worlds import Caller, LocalWorld, Run, Scenario, Seen, quick, run_everywhere, run_simulated
 
-from deepseek_resilient import BreakerPolicy, CachePolicy, HedgePolicy, RetryPolicy
+from deepseek_resilient import BreakerPolicy, CachePolicy, HedgePolicy, RetryPolicy, StreamPolicy
 from deepseek_resilient.config import LocalPolicy
 from deepseek_resilient.core.messages import FailureKind
 
@@ -85,6 +85,115 @@ def test_one_that_is_not_there_yet_is_waited_for() -> None:
     run = fell_back(Caller(timeout=10.0), Caller(at=0.1, timeout=2.0), local=local)
     assert (ANSWER, 503) == (text_of(run.seen[0]), run.seen[1].status)
     assert "x-resilient-local" not in run.seen[1].headers
+
+
+HANG = (("hang", 0.0, 1000.0),)
+
+
+def ended_at(run: Run) -> float:
+    return max(float(line.split()[0]) for line in run.trace if "CallEnded" in line)
+
+
+@pytest.mark.parametrize("warm", ["lazy", "on_risk"])
+@pytest.mark.parametrize("hedge", [None, HedgePolicy()])
+def test_one_that_has_to_start_answers_for_a_server_that_hangs(warm: str, hedge: HedgePolicy | None) -> None:
+    """It is woken so early that it is there when the time of the remote targets, three quarters, is over."""
+    local = LocalWorld(states=(), start=2.0, policy=LocalPolicy(warm=warm))  # type: ignore[arg-type]
+    run = fell_back(Caller(timeout=8.0), local=local, windows=HANG, policy=replace(ONCE, hedge=hedge))
+    assert run.local is not None
+    assert ([4.0], ANSWER) == (run.local.woken, text_of(run.seen[0]))
+    assert 6.0 <= ended_at(run) < 8.0
+
+
+def test_a_start_that_takes_longer_than_expected_is_waited_for() -> None:
+    """What was reserved for the answer is spent on it."""
+    local = LocalWorld(states=(), start=3.5, expected=2.0)
+    run = fell_back(Caller(timeout=8.0), local=local, windows=HANG)
+    assert ANSWER == text_of(run.seen[0])
+    assert 7.5 <= ended_at(run) < 8.0
+
+
+@pytest.mark.parametrize(
+    "local",
+    [
+        LocalWorld(states=(), start=3.1, policy=LocalPolicy(warm="lazy")),
+        LocalWorld(states=(), start=1.0, policy=LocalPolicy(warm="lazy", reserve=0.0)),
+        LocalWorld(states=((0.0, "hopeless"),)),
+        LocalWorld(states=((0.0, "starting"),), expected=4.0),
+    ],
+    ids=["long", "no reserve", "hopeless", "starting, and long"],
+)
+def test_for_a_start_that_will_not_fit_the_server_loses_no_time(local: LocalWorld) -> None:
+    """Nor is the model woken for it."""
+    run = fell_back(Caller(timeout=8.0), local=local, windows=HANG)
+    assert run.local is not None
+    assert (FailureKind.TIMEOUT, []) == (run.seen[0].failure, run.local.woken)
+    assert pytest.approx(8.0) == ended_at(run)
+
+
+@pytest.mark.parametrize(("at", "fits"), [(1.0, False), (3.0, True), (7.0, True), (9.0, False)])
+def test_of_a_start_that_is_under_way_the_rest_counts(at: float, fits: bool) -> None:
+    """It began at 0 and should take 5 s, and 3 s fit. One that is late is expected to be as late again."""
+    local = LocalWorld(states=((0.0, "starting"),), expected=5.0)
+    run = fell_back(Caller(at=at, timeout=8.0), local=local, windows=HANG)
+    remote_ended = max(float(line.split()[0]) for line in run.trace if "AttemptEnded" in line)
+    assert pytest.approx(at + (6.0 if fits else 8.0)) == remote_ended
+
+
+@pytest.mark.parametrize("warm", ["lazy", "on_risk"])
+@pytest.mark.parametrize("hedge", [None, HedgePolicy()])
+def test_after_a_failed_attempt_a_longer_start_fits(warm: str, hedge: HedgePolicy | None) -> None:
+    """It has what is left of the time of the remote targets, not half of it."""
+    policy = quick(attempt_timeout=1.0, retry=RetryPolicy(stop=tenacity.stop_never), hedge=hedge)
+    local = LocalWorld(states=(), start=4.0, policy=LocalPolicy(warm=warm))  # type: ignore[arg-type]
+    run = fell_back(Caller(timeout=8.0), local=local, windows=HANG, policy=policy)
+    assert run.local is not None
+    assert ([2.0 if warm == "lazy" else 1.0], ANSWER) == (run.local.woken, text_of(run.seen[0]))
+    assert ended_at(run) < 8.0
+
+
+def test_one_that_is_ready_after_all_is_asked_after_the_next_failure() -> None:
+    """Though the time of the remote targets is over."""
+    policy = quick(attempt_timeout=1.0, retry=RetryPolicy(stop=tenacity.stop_never, wait=tenacity.wait_fixed(0.1)))
+    local = LocalWorld(states=((0.0, "starting"), (6.2, "ready")), expected=100.0)
+    run = fell_back(Caller(timeout=8.0), local=local, windows=HANG, policy=policy)
+    assert ANSWER == text_of(run.seen[0])
+    assert 6.2 <= ended_at(run) < 7.4
+
+
+@pytest.mark.parametrize("continuations", [0, 3])
+def test_a_stream_that_broke_off_is_not_ended_for_it(continuations: int) -> None:
+    """It has content: what goes on with it is the server's alone, and has all the time."""
+    policy = quick(
+        attempt_timeout=1.0,
+        retry=RetryPolicy(stop=tenacity.stop_never, wait=tenacity.wait_fixed(0.1)),
+        stream=StreamPolicy(continuations=continuations, continue_within=9.0),
+    )
+    local = LocalWorld(states=(), start=4.0, policy=LocalPolicy(warm="lazy"))
+    run = fell_back(
+        Caller(timeout=8.0, stream=True), local=local, windows=HANG, next=("cut;after=9",), policy=policy
+    )  # fmt: skip
+    assert run.local is not None
+    assert ([], FailureKind.CUT) == (run.local.woken, run.seen[0].failure)
+    assert bool(continuations) == (ended_at(run) > 6.0)
+
+
+@pytest.mark.parametrize(
+    "caller",
+    [
+        Caller(timeout=8.0),
+        Caller(timeout=8.0, stream=True),
+        Caller(timeout=8.0, stream=True, cancel_at=3.0),
+    ],
+    ids=["answered", "a stream", "gone"],
+)
+def test_a_call_that_does_not_need_it_does_not_wake_it(caller: Caller) -> None:
+    """Because it is answered in time; its stream has begun, however long that is; or its caller has left."""
+    settings = {"service_time": 12.0 if caller.stream else 3.0}
+    run = fell_back(caller, local=LocalWorld(states=(), start=2.0), windows=(), settings=settings)
+    assert run.local is not None
+    assert ([], 200) == (run.local.woken, run.seen[0].status)
+    assert (caller.cancel_at or settings["service_time"]) <= ended_at(run)
 
 
 @pytest.mark.parametrize("states", [(), ((25.0, "ready"), (25.5, "starting"))], ids=["never", "once"])
@@ -205,6 +314,39 @@ def test_it_is_woken_when_calls_begin_to_fail() -> None:
         assert run.local is not None
         assert 0 < run.local.risks
         assert wakes == (run.local.state == "ready")
+
+
+def test_a_single_failure_of_a_caller_who_is_alone_wakes_it() -> None:
+    """The model is there when the last retry has failed, not only then woken."""
+    policy = quick(retry=RetryPolicy(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(1.03)))
+    for warm, woken, ended in (("on_risk", 0.0, 2.1), ("lazy", 2.0, 4.1)):
+        local = LocalWorld(states=(), start=2.0, policy=LocalPolicy(warm=warm))  # type: ignore[arg-type]
+        run = fell_back(Caller(), local=local, policy=policy)
+        assert run.local is not None
+        assert ANSWER == text_of(run.seen[0])
+        assert [pytest.approx(woken, abs=0.1)] == run.local.woken
+        assert pytest.approx(ended, abs=0.1) == ended_at(run)
+
+
+@pytest.mark.parametrize(
+    ("every", "service", "failing", "wakes"),
+    [(0.2, 0.01, 1, False), (0.2, 2.93, 1, False), (0.2, 0.01, 9, True), (2.0, 0.01, 1, True)],
+    ids=["busy", "busy, of long answers", "busy, in an outage", "one call in two seconds"],
+)
+def test_a_stray_failure_of_a_busy_client_does_not_wake_it(
+    every: float, service: float, failing: int, wakes: bool
+) -> None:
+    """Failures must be a quarter of the attempts of the last five seconds, and of the calls in flight."""
+    policy = quick(retry=RetryPolicy(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(1.03)))
+    callers = tuple(Caller(at=every * number) for number in range(30))
+    outage = (("outage_503", every * 12 - 0.01, every * (failing - 1) + 0.02),)
+    run = fell_back(
+        *callers, local=LocalWorld(states=()), policy=policy, windows=outage,
+        settings={"service_time": service, "slots": 100},
+    )  # fmt: skip
+    assert run.local is not None
+    assert failing <= run.served["statuses"]["503"]
+    assert wakes == bool(run.local.woken)
 
 
 def test_a_stale_answer_goes_before_it() -> None:

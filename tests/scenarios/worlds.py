@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import selectors
 import threading
 from dataclasses import dataclass, field, replace
@@ -77,13 +78,15 @@ class Caller:
 
 @dataclass(frozen=True)
 class LocalWorld:
-    """A model on this machine: from when on it is ready or hopeless, how long its start takes, the faults it meets.
+    """A model on this machine: from when on it is ready or hopeless, how long its start takes, and how long it is
+    expected to (None: as long), the faults it meets.
 
     `states` are given from outside; "woken" is ready `start` seconds after the first who wants it.
     """
 
     states: tuple[tuple[float, str], ...] = ((0.0, "ready"),)
     start: float = 2.0
+    expected: float | None = None
     next: tuple[str, ...] = ()
     policy: LocalPolicy = field(default_factory=LocalPolicy)
     engine: str = "llamacpp"
@@ -107,13 +110,15 @@ class VirtualLocal:
     def __init__(self, world: LocalWorld, scheduler: Any) -> None:
         self.world, self.policy, self.scheduler = world, world.policy, scheduler
         self.state = "cold"
+        self.since = 0.0
         self.held = self.wakes = self.risks = 0
+        self.woken: list[float] = []
         self._bells: list[Bell] = []
         for at, state in world.states:
             scheduler.call_at(at, self.become, state)
 
     def become(self, state: str) -> None:
-        self.state = state
+        self.state, self.since = state, self.scheduler.time()
         bells, self._bells = self._bells, []
         for bell in bells:
             bell.ring()
@@ -121,6 +126,13 @@ class VirtualLocal:
     @property
     def ready(self) -> bool:
         return self.state == "ready"
+
+    @property
+    def ready_in(self) -> float:
+        expected = self.world.start if self.world.expected is None else self.world.expected
+        passed = self.scheduler.time() - self.since
+        known = {"ready": 0.0, "hopeless": math.inf, "starting": abs(expected - passed)}
+        return known.get(self.state, expected)
 
     @property
     def hopeless(self) -> bool:
@@ -135,8 +147,13 @@ class VirtualLocal:
     def wake(self) -> None:
         self.wakes += 1
         if self.state == "cold":
-            self.state = "starting"
+            self.become("starting")
+            self.woken.append(self.since)
             self.scheduler.call_at(self.scheduler.time() + self.world.start, self.become, "ready")
+
+    def wake_at(self, instant: float) -> Callable[[], None]:
+        cancel: Callable[[], None] = self.scheduler.call_at(instant, self.wake).cancel
+        return cancel
 
     def on_risk(self) -> None:
         self.risks += 1

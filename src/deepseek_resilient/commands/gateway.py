@@ -46,7 +46,7 @@ def _loader(options: argparse.Namespace) -> Callable[[], GatewaySettings]:
     try:
         from deepseek_resilient.gateway import configuration, serving  # noqa: F401
     except ModuleNotFoundError as error:
-        told = f"the gateway needs {error.name}: pip install 'deepseek-resilient[gateway]'"
+        told = f"the gateway needs {error.name}: from a checkout, pip install '.[gateway]'"
         raise CommandError(told) from None
     if options.config is None:
         return configuration.default

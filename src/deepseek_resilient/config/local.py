@@ -28,15 +28,15 @@ class LocalPolicy:
         discover: look for a running server at the usual ports (vLLM 8000, SGLang 30000, llama-server 8080, Ollama
             11434) before one is started.
         warm: when the model is loaded: "start" (at once), "on_risk" (when remote calls begin to fail), "lazy" (when the
-            first call needs it).
+            first call needs it, or soon will).
         int8: weights of 8 bits, by the engine's own way: Q8_0 in llama.cpp, FP8 or w8a8 in vLLM, bitsandbytes in
             transformers.
         context: tokens of one conversation, prompt and answer together, >= 256.
         parallel: conversations at once, >= 1.
         threads: of the CPU, >= 1. None = the engine's choice.
         idle: the model is unloaded after so long without a call, seconds, > 0. None = it stays.
-        reserve: while the model is ready, remote calls have their time less this share of it, 0 to 0.9; the rest is
-            for the local answer.
+        reserve: remote calls have their time less this share of it, 0 to 0.9, where the model is ready or can be by
+            then; the rest is for the local answer.
         start_timeout: from the start of the process to the first token, seconds, > 0; no call waits longer
             for the model.
         memory_limit: a server whose processes hold more resident memory than this is ended, bytes, >= 64 MiB. None =

@@ -68,6 +68,8 @@ class Attempt:
     def commit(self) -> None:
         """The first content of a stream came."""
         self.first_content = now = self.runtime.clock()
+        if self.call.handover is not None:
+            self.call.handover.cancel()
         self._learn(now)
         if self._breaker is not None:
             self._breaker.show_life(self.entry.permit, now)
@@ -164,7 +166,7 @@ class Attempt:
             )  # fmt: skip
 
     def _fails_often(self, now: float) -> bool:
-        return self._breaker is None or self._breaker.is_near(now)
+        return self._breaker is None or self._breaker.is_near(now, self.runtime.in_flight)
 
     def _learn(self, now: float) -> None:
         if self.runtime.hedges is not None and self.call.info.dialect.is_inference:

@@ -133,12 +133,17 @@ class Breaker:
         if self._untold:
             self._tell()
 
-    def is_near(self, now: float) -> bool:
-        """Whether half of what opens the circuit has come together, or it is open."""
+    def is_near(self, now: float, in_flight: int) -> bool:
+        """Whether half of what opens the circuit has come together, or it is open.
+
+        That is half of `failure_ratio`. While there are fewer than half as many attempts as it judges by, the calls in
+        flight count too, as if they were good: one failure of a caller who is alone is many, of a busy one few.
+        """
         seen = self.statistics(now)
         policy = self._policy
-        share = 2 * seen.failures >= policy.failure_ratio * seen.attempts
-        return seen.state != CLOSED or (share and 2 * seen.attempts >= policy.minimum_throughput)
+        few = 2 * seen.attempts < policy.minimum_throughput
+        of = seen.attempts + in_flight * few
+        return seen.state != CLOSED or 0 < policy.failure_ratio * of <= 2 * seen.failures
 
     def show_life(self, permit: Permit, now: float) -> None:
         """The first content of a stream came: enough to count a probe as good, long before its stream has ended."""

@@ -5,10 +5,14 @@
                                             └─ the local model, if it can say it (plain.py), as one more target
                                                  └─ not to be had, or failed ── what the remote targets came to
 
-While the local model is ready the remote targets have the call's time less the policy's `reserve`, so that something is
-left for it. One that is not ready is woken and waited for, as long as the call has time and no longer than one start
-may take (`start_timeout`). An attempt that fails before its first content is made once more: the server may have died,
-and comes back. What the local model gives is never kept as an answer, and says so in its headers.
+Of a call's time T the remote targets have R = T · (1 - reserve), so that something is left for the local model. That
+holds for one that is not ready too, where its start will probably take (`ready_in`) no more than half of R, or, once an
+attempt has failed, no more than what is left of R: it is woken so long before the end of R, unless the call has content
+by then. Where a start will take longer, the remote targets have T.
+
+After them it is woken and waited for, as long as the call has time and no longer than one start may take
+(`start_timeout`). An attempt that fails before its first content is made once more: the server may have died, and comes
+back. What the local model gives is never kept as an answer, and says so in its headers.
 """
 
 from __future__ import annotations
@@ -66,7 +70,7 @@ class Lease(Protocol):
 
     @property
     def engine(self) -> str:
-        """What runs it."""
+        """What runs it; "" where that is not known."""
 
     def release(self) -> None:
         """The call is over."""
@@ -80,8 +84,9 @@ class Local(Protocol):
         """What it is to be."""
 
     @property
-    def ready(self) -> bool:
-        """Whether it can be asked now."""
+    def ready_in(self) -> float:
+        """Seconds until it can be asked, were it woken now, as far as can be expected; 0 while it can be, and infinite
+        where it will not be soon."""
 
     @property
     def hopeless(self) -> bool:
@@ -93,11 +98,43 @@ class Local(Protocol):
     def wake(self) -> None:
         """It is wanted: begin to start, unless it runs."""
 
+    def wake_at(self, instant: float) -> Callable[[], None]:
+        """Wake it then, unless what this returns is called before."""
+
     def on_risk(self) -> None:
         """It may be wanted soon."""
 
     def listen(self) -> Bell:
         """What rings when it is ready or hopeless; rung if it is."""
+
+
+class Handover:
+    """When the remote targets of a call are to be done, so that the local model is asked; one for a call and its
+    twins."""
+
+    __slots__ = ("_at", "_local", "_over", "_take_back")
+
+    def __init__(self, local: Local, at: float) -> None:
+        self._local = local
+        self._at = at
+        self._over = False
+        self._take_back: Callable[[], None] | None = None
+
+    def plan(self, call: Call, now: float) -> None:
+        """End the call's remote attempts then, or now where that has passed, if the model, woken now, is ready by then;
+        and have it woken in time."""
+        start, at = self._local.ready_in, max(self._at, now)
+        if self._over or now + start > at:
+            return
+        call.deadline = at
+        if start and self._take_back is None:
+            self._take_back = self._local.wake_at(self._at - start)
+
+    def cancel(self) -> None:
+        """The remote targets are done, or have given content: the model need not be woken for this call."""
+        self._over = True
+        if self._take_back is not None:
+            self._take_back()
 
 
 async def with_local(runtime: Runtime, call: Call, local: Local, lead: Lead, once: Once) -> Outcome:
@@ -107,10 +144,17 @@ async def with_local(runtime: Runtime, call: Call, local: Local, lead: Lead, onc
     if info.dialect is not Dialect.CHAT or request.adapt is None or not request.replayable or request.encoded:
         return await lead(call)
     why = beyond(call.read(), json=True)
-    if deadline is not None and not why and local.ready:
-        call.deadline = deadline - (deadline - now) * local.policy.reserve
-    outcome = await lead(call)
-    call.deadline = deadline
+    if deadline is None or why or not local.policy.reserve:
+        outcome = await lead(call)
+    else:
+        remote = (deadline - now) * (1 - local.policy.reserve)
+        call.handover = handover = Handover(local, now + remote)
+        handover.plan(call, now + remote / 2)
+        try:
+            outcome = await lead(call)
+        finally:
+            handover.cancel()
+        call.deadline = deadline
     if not is_failure(outcome) or call.has_stale:
         return outcome
     if why:

@@ -150,6 +150,8 @@ async def _with_retries(runtime: Runtime, call: Call) -> Outcome:
                 return _finish(call, outcome)
             if call.seam is not None and attempt.first_content is not None:
                 verdict = call.seam.go_on(runtime, call, attempt, cast("Failure", outcome), verdict)
+            if call.handover is not None:
+                call.handover.plan(call, runtime.clock())
             delay = next_delay(runtime, call, verdict)
             if isinstance(delay, str):
                 return _stop(runtime, call, outcome, delay, verdict.reason)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.attempt import Attempt
     from deepseek_resilient.core.bill import CallRecord, LedgerTotals
     from deepseek_resilient.core.cache import CacheStatistics
-    from deepseek_resilient.core.fallback import Local
+    from deepseek_resilient.core.fallback import Handover, Local
     from deepseek_resilient.core.messages import Request
     from deepseek_resilient.core.seam import Seam
     from deepseek_resilient.wire import CallInfo
@@ -50,10 +50,10 @@ class Call:
     """One call from beginning to end. Belongs to whoever drives it; never shared."""
 
     __slots__ = (
-        "attempt", "attempts", "caching", "connect", "deadline", "dice", "fields", "has_stale", "info", "left_out",
-        "lens", "local", "max_retries", "number", "owed", "pool", "priority", "record", "request", "retries_above",
-        "seam", "second", "simplified", "size", "source", "started", "target", "tenant", "tokens", "told", "tried",
-        "verdicts", "waited",
+        "attempt", "attempts", "caching", "connect", "deadline", "dice", "fields", "handover", "has_stale", "info",
+        "left_out", "lens", "local", "max_retries", "number", "owed", "pool", "priority", "record", "request",
+        "retries_above", "seam", "second", "simplified", "size", "source", "started", "target", "tenant", "tokens",
+        "told", "tried", "verdicts", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +88,7 @@ class Call:
         self.second = False
         self.seam: Seam | None = None
         self.local = ""
+        self.handover: Handover | None = None
         self.left_out = 0
         self.lens: ThoughtStream | None = None
         self.waited = 0.0
@@ -202,6 +203,12 @@ class Runtime:
         """A number for a new call."""
         return next(self._numbers)
 
+    @property
+    def in_flight(self) -> int:
+        """How many calls are under way."""
+        with self._lock:
+            return self._calls - self._ended
+
     def count_call(self) -> None:
         """A call entered."""
         with self._lock:
@@ -246,8 +253,8 @@ class Runtime:
         cache = self.sharing.statistics() if self.sharing else None
         hedges = self.hedges.statistics() if self.hedges else None
         ledger = self.ledger.totals() if self.ledger else None
+        in_flight = self.in_flight
         with self._lock:
-            in_flight = self._calls - self._ended
             verdicts, refused = dict(self._verdicts), dict(self._refused)
             return EngineStatistics(
                 self._calls, in_flight, self._attempts, verdicts, refused, budget, targets, upstreams, cache, hedges,

@@ -7,10 +7,11 @@ Only loopback is asked, only `GET /v1/models`, with the policy's key alone, and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from deepseek_resilient.errors import LocalModelError
+from deepseek_resilient.local.engines import ENGINES
 from deepseek_resilient.local.probe import NotThereError, Probe, base_url
 
 if TYPE_CHECKING:
@@ -27,11 +28,13 @@ class Found:
     Attributes:
         base_url: its address with `/v1`.
         models: what it names, never empty.
+        engine: what runs the models, where it says so; "" where it is none that we know.
         name: what usually listens at this port; "" at an address one was told.
     """
 
     base_url: str
     models: tuple[str, ...]
+    engine: str = ""
     name: str = ""
 
     def model(self, wanted: str | None) -> str:
@@ -60,7 +63,8 @@ def at_address(address: str, key: str | None, timeout: float = 2.0, probe: Probe
         ) from None
     if not models:
         raise LocalModelError(f"the server at {url} has no model: load one into it", why="no_model")
-    return Found(url, tuple(models))
+    owners = set(models.values())
+    return Found(url, tuple(models), owners.pop() if len(owners) == 1 and owners <= ENGINES.keys() else "")
 
 
 def at_usual_ports(
@@ -74,5 +78,5 @@ def at_usual_ports(
             server = at_address(f"http://{shown}:{port}", key, timeout)
         except LocalModelError:
             continue
-        found.append(Found(server.base_url, server.models, name))
+        found.append(replace(server, name=name))
     return found

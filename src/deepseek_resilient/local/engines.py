@@ -162,14 +162,23 @@ def _plan_of_file(policy: LocalPolicy, path: Path) -> Plan:
             'engine="llamacpp"',
             why="no_model",
         )
+    parts = _shards(path)
+    head = {part: _head(part) for part in (path, *parts)}[path]
+    note = "" if head.is_q8_0 or not policy.int8 else "int8 is asked for, and the weights of this file are not Q8_0"
+    return Plan(str(path), path.stem, "llamacpp", parts, _context(policy, head), note)
+
+
+def _head(path: Path) -> GgufHead:
     try:
-        head = read_head(path)
+        return read_head(path)
     except GgufError as error:
-        raise LocalModelError(f"{path} cannot be loaded: {error}. Get it again", why="corrupt") from None
+        raise LocalModelError(
+            f"{path} cannot be loaded: {error}. Delete it and get it again: what `local pull` fetched, by the same "
+            "`deepseek-resilient local pull`",
+            why="corrupt",
+        ) from None
     except OSError as error:
         raise LocalModelError(f"{path} cannot be read: {error.strerror}", why="no_model") from None
-    note = "" if head.is_q8_0 or not policy.int8 else "int8 is asked for, and the weights of this file are not Q8_0"
-    return Plan(str(path), path.stem, "llamacpp", _shards(path), _context(policy, head), note)
 
 
 def _plan_of_folder(policy: LocalPolicy, path: Path) -> Plan:
@@ -205,7 +214,12 @@ def _shards(path: Path) -> tuple[Path, ...]:
     """All parts of a file that was split (`...-00001-of-00003.gguf`)."""
     stem, of, count = path.stem.rpartition("-of-")
     if of and count.isdigit() and stem[-5:].isdigit():
-        return tuple(sorted(path.parent.glob(f"{stem[:-5]}*-of-{count}.gguf")))
+        parts = tuple(sorted(path.parent.glob(f"{stem[:-5]}*-of-{count}.gguf")))
+        if len(parts) < int(count):
+            raise LocalModelError(
+                f"{path} is one of {int(count)} parts, and {len(parts)} are there: get the others", why="corrupt"
+            )
+        return parts
     return (path,)
 
 

@@ -37,10 +37,13 @@ _STEP = 0.1
 class Instance:
     """A model server with an address, a key and a name; `child` is None where somebody else runs it."""
 
-    def __init__(self, base_url: str, key: str | None, name: str, *, port: int = 0, plan: Plan | None = None) -> None:
+    def __init__(
+        self, base_url: str, key: str | None, name: str, engine: str, *, port: int = 0, plan: Plan | None = None
+    ) -> None:
         self.base_url = base_url
         self.key = key
         self.name = name
+        self.engine = engine
         self.port = port
         self.plan = plan
         self.probe = Probe(base_url, key)
@@ -54,7 +57,7 @@ class Instance:
     @classmethod
     def found(cls, server: Found, key: str | None, wanted: str | None) -> Instance:
         """A server that runs already."""
-        return cls(server.base_url, key, server.model(wanted))
+        return cls(server.base_url, key, server.model(wanted), server.engine)
 
     @classmethod
     def planned(
@@ -63,7 +66,7 @@ class Instance:
         """An engine that is to be started. Raises LocalModelError where that is vain: see `check`."""
         check(policy, plan)
         shown = f"[{policy.host}]" if ":" in policy.host else policy.host
-        made = cls(f"http://{shown}:{port}/v1", key, plan.name, port=port, plan=plan)
+        made = cls(f"http://{shown}:{port}/v1", key, plan.name, plan.engine, port=port, plan=plan)
 
         def ended(how: Exit) -> None:
             made.dead = how
@@ -75,10 +78,6 @@ class Instance:
             memory_limit=policy.memory_limit or detect().available or None, on_exit=ended,
         )  # fmt: skip
         return made
-
-    @property
-    def engine(self) -> str:
-        return "" if self.plan is None else self.plan.engine
 
     def bring_up(self, timeout: float, progress: Callable[[str], None]) -> None:
         """Start the child, read the model's files ahead of it, and wait for a token.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 class Lease:
     """Where to send one call: `base_url` (with `/v1`), `api_key` (None: none is asked for), `model`, `engine`
-    ("": a server that ran already).
+    ("": of a server that ran already, and does not say).
 
     `release` when the call is over, to its last byte; a context manager does. May be released on any thread, and again.
     """
@@ -51,7 +51,8 @@ class LocalStatistics:
     Attributes:
         state: as in `State`.
         model: what requests call the model; "" when none is loaded.
-        engine: "llamacpp", "transformers", "vllm"; "" for a server that ran already, and when none runs.
+        engine: "llamacpp", "transformers", "vllm"; "" for a server that ran already and does not say, and when none
+            runs.
         base_url: its address while it is ready.
         pid: the child's process id.
         resident: memory of the child and its workers, bytes.

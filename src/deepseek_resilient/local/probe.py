@@ -71,8 +71,8 @@ class Probe:
         self._connection: http.client.HTTPConnection | None = None
         self._cancelled = False
 
-    def models(self, timeout: float) -> list[str]:
-        """The models it names.
+    def models(self, timeout: float) -> dict[str, str]:
+        """The models it names, each with who it says owns it: llama-server and vLLM say their own names.
 
         Raises:
             NotThereError: nobody answers, or it still loads.
@@ -84,7 +84,8 @@ class Probe:
             raise LocalModelError(
                 f"{self._url}/models is not answered in OpenAI's format: is it a model server?", why="unanswered"
             )
-        return [str(entry["id"]) for entry in found if isinstance(entry, dict) and "id" in entry]
+        named = [entry for entry in found if isinstance(entry, dict) and "id" in entry]
+        return {str(entry["id"]): str(entry.get("owned_by", "")) for entry in named}
 
     def one_token(self, model: str, timeout: float) -> None:
         """Have it say one token. Raises as `models` does."""

@@ -7,6 +7,7 @@ states, `instance.py` one engine, `process.py` and `keeper.py` its child.
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import threading
 import time
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from deepseek_resilient.events import Listener
 
 __all__ = ["Lease", "LocalServer", "LocalStatistics", "State"]
+
+FIRST_START = 5.0
+"""What a start is expected to take before there was one, in seconds."""
 
 
 class LocalServer:
@@ -83,6 +87,22 @@ class LocalServer:
     def has_failed(self) -> bool:
         """Whether its start failed and nobody has wanted another one since."""
         return self._supervisor.state is State.FAILED and not self._supervisor.wanted
+
+    @property
+    def ready_in(self) -> float:
+        """Seconds until it is ready, were it woken now: what its last start took, or 5; less what has passed of a
+        start that is under way, and once that takes longer than it should, as long again. 0 while it is ready,
+        infinite where its start failed or its end was asked for."""
+        it = self._supervisor
+        with it.changed:
+            if it.is_closing or self.has_failed:
+                return math.inf
+            if it.usable() is not None:
+                return 0.0
+            start, now = FIRST_START if it.start_time is None else it.start_time, it.clock()
+            if it.state is State.STARTING:
+                return abs(start - (now - it.since))
+            return start + max(it.retry_at - now, 0.0)
 
     @property
     def base_url(self) -> str | None:

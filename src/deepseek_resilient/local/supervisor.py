@@ -79,7 +79,7 @@ class Supervisor:
         self._random = random.Random(seed)  # noqa: S311 -- jitter
         self.changed = threading.Condition()  # re-entrant: the collector may end a call's stream under it
         self.maker = Maker(policy, find=find, logs=logs, on_exit=self._exited)
-        self.state = State.STOPPED
+        self.state, self.since = State.STOPPED, 0.0
         self.thread: threading.Thread | None = None
         self.model = policy.model
         self.current: Instance | None = None
@@ -378,7 +378,7 @@ class Supervisor:
     def _move(self, state: State, detail: str, model: str | None = None) -> None:
         with self.changed:
             if state is not self.state:
-                self.state = states.check(self.state, state)
+                self.state, self.since = states.check(self.state, state), self.clock()
             self.changed.notify_all()
         self._tell(state, detail, model)
 

@@ -6,6 +6,7 @@ Thread-safe, and shared: one may serve several engines (`Engine(local=...)`). Cl
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from deepseek_resilient.core.waiting import Bell
 from deepseek_resilient.errors import LocalModelError
 from deepseek_resilient.events import LocalModelChanged
+from deepseek_resilient.local.alarms import Alarms
 from deepseek_resilient.local.engines import ENGINES
 from deepseek_resilient.local.server import LocalServer
 
@@ -53,6 +55,7 @@ class LocalModel:
         self._lock = threading.Lock()
         self._bells: weakref.WeakSet[Bell] = weakref.WeakSet()  # not of who gave up
         self._is_closing = False
+        self._alarms = Alarms(clock, self.wake)
         self._server = LocalServer(policy, listener=self._heard, clock=clock, find=partial(find, policy))
         _MODELS.add(self)
 
@@ -60,6 +63,12 @@ class LocalModel:
     def ready(self) -> bool:
         """Whether it can be asked now."""
         return not self._is_closing and not self._server.is_closing and self._server.base_url is not None
+
+    @property
+    def ready_in(self) -> float:
+        """Seconds until it can be asked, were it woken now, as far as can be expected; 0 while it can be, and infinite
+        where it will not be soon."""
+        return math.inf if self._is_closing else self._server.ready_in
 
     @property
     def hopeless(self) -> bool:
@@ -73,6 +82,10 @@ class LocalModel:
     def wake(self) -> None:
         """It is wanted: begin to start, unless it runs. A start that failed is begun anew after 30 s."""
         self._server.wake()
+
+    def wake_at(self, instant: float) -> Callable[[], None]:
+        """Wake it then, unless what this returns is called before."""
+        return self._alarms.set(instant)
 
     def on_risk(self) -> None:
         """It may be wanted soon: wake it, if the policy warms it then."""
@@ -104,6 +117,7 @@ class LocalModel:
         """End it; calls in flight have 5 s. For good; may be repeated."""
         self._is_closing = True
         self._ring()
+        self._alarms.clear()
         self._server.close()
         self._ring()
 
@@ -123,6 +137,7 @@ class LocalModel:
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
         self._bells = weakref.WeakSet()
+        self._alarms.after_fork()
 
     def _ring(self) -> None:
         with self._lock:

@@ -20,7 +20,7 @@ try:
     from opentelemetry import metrics, trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as error:
-    raise ImportError("traces need OpenTelemetry: pip install 'deepseek-resilient[otel]'") from error
+    raise ImportError("traces need OpenTelemetry: from a checkout, pip install '.[otel]'") from error
 
 from deepseek_resilient import __version__, events
 from deepseek_resilient.errors import ConfigError

@@ -16,7 +16,7 @@ try:
     from prometheus_client import REGISTRY, Counter, Histogram
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 except ImportError as error:
-    raise ImportError("metrics need Prometheus' client: pip install 'deepseek-resilient[metrics]'") from error
+    raise ImportError("metrics need Prometheus' client: from a checkout, pip install '.[metrics]'") from error
 
 from deepseek_resilient import events
 from deepseek_resilient.errors import ConfigError
