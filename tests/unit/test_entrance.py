@@ -724,7 +724,7 @@ def test_while_it_waits_for_a_place_a_call_holds_no_permit():
     """The same for the places."""
     it = half_open(concurrency=ONE)
     (target,) = it.engine._runtime.targets.all()
-    assert target.places.try_enter()
+    assert target.places.try_enter(it.clock())
     waiting = it.prepare(GOOD).run(1)
     assert (["Wait"], True) == (waiting.kinds(), gives_a_probe(it))
     target.places.exit(it.clock(), it.clock())

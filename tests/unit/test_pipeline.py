@@ -581,16 +581,16 @@ def test_an_impatient_caller_says_nothing_of_the_targets_health():
     ]  # fmt: skip
 
 
-def test_a_call_without_a_deadline_waits_for_a_place_without_end():
-    """Nobody listens, and nothing but the bell of its place ends the wait."""
+def test_a_call_without_a_deadline_waits_for_a_place_and_looks_for_one_by_itself():
+    """Nobody listens. A wait without a ring is followed by another, longer one."""
     clock = Clock()
     engine = Engine(Policy(deadline=None, concurrency=ConcurrencyPolicy(initial=1)), clock=clock)
     first = Driven(engine.call(ask(), timeout=None), clock).run(1)
     second = Driven(engine.call(ask(), timeout=None), clock, GOOD).run(1)
     (waiting,) = second.effects
     assert isinstance(waiting, Wait)
-    assert waiting.until is None
-    assert not waiting.bell.rung
+    assert [clock.now + 1.0, False] == [waiting.until, waiting.bell.rung]
+    assert [1001.0, 1002.0, 1004.0] == [effect.until for effect in second.run(3).effects]
     first.close()
     assert waiting.bell.rung
     assert 200 == second.run().response.status
