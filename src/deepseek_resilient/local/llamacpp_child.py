@@ -17,8 +17,8 @@ from typing import Any
 KEY = "DEEPSEEK_RESILIENT_LOCAL_KEY"
 PROMPT_CACHE_MIB = 256
 BATCH = 128
-"""Tokens of a prompt that a processor reads in one go: between two llama.cpp sees that a caller is gone. A GPU keeps its
-2048: they take it less than a second, and smaller ones would cost it speed."""
+"""Tokens of a prompt that processors read in one go: between two llama.cpp sees that a caller is gone. A GPU keeps
+llama.cpp's own 2048: it reads them fast, and fewer might cost it speed (not measured)."""
 
 
 def main() -> int:
