@@ -233,6 +233,25 @@ def test_an_output_that_is_full_ends_nothing(lab: LabProcess, folder: Path) -> N
         running.wait(30)
 
 
+def test_ctrl_c_while_a_worker_begins(lab: LabProcess, folder: Path) -> None:
+    """A terminal signals the whole group, in which no worker is: status 0, and no traceback of a worker's imports."""
+    process = GatewayProcess(folder, lab.base_url)
+    begun = subprocess.Popen(  # noqa: S603
+        [*COMMAND, "--config", str(process.path)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, text=True,
+    )  # fmt: skip
+    process.process = begun
+    try:
+        assert eventually(lambda: process.workers() != [], 30)
+        assert eventually(lambda: all(begun.pid != os.getpgid(worker) for worker in process.workers()))
+        os.killpg(begun.pid, signal.SIGINT)
+        _, errors = begun.communicate(timeout=30)
+    finally:
+        begun.kill()
+    assert 0 == begun.returncode
+    assert "Traceback" not in errors
+
+
 def answers(url: str) -> bool:
     """Whether there is a 200."""
     try:

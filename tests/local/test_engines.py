@@ -166,7 +166,7 @@ def test_a_file_is_as_long_as_its_tensors(models, smollm2, tmp_path):
         cut.write_bytes(data)
         read_head(cut)
         os.truncate(cut, len(data) - 33)  # at the end there are up to 31 bytes that only fill it up
-        with pytest.raises(GgufError, match="it is cut off: .* bytes are there"):
+        with pytest.raises(GgufError, match=r"it is cut off: .* bytes are there"):
             read_head(cut)
     table = struct.pack("<IQQQIQQIQ", 3, 1, 0, 0, 2, 8, 8, 1000, 64)
     for length, is_whole in ((64 + 64, True), (63, False)):

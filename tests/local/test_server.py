@@ -1,19 +1,24 @@
 """server.py, supervisor.py and instance.py: a real llama.cpp from its start to its end."""
 
 import asyncio
+import http.client
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import urllib.error
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import openai
 import pytest
 
 from deepseek_resilient.errors import LocalModelError
 from deepseek_resilient.local import supervisor
+from deepseek_resilient.local.room import built_for
 from deepseek_resilient.local.states import TRANSITIONS, State, check
 
 from .conftest import OTHER, policy
@@ -73,6 +78,28 @@ def test_a_real_model_answers(serve, smollm2):
     server.wait_ready(60)
     assert ask(server, max_tokens=8).strip()
     assert 90e6 < server.statistics().resident < 600e6
+
+
+@pytest.mark.skipif(bool(built_for("llamacpp")), reason="it would run on a GPU")
+def test_a_long_prompt_that_was_given_up_is_soon_forgotten(serve, smollm2):
+    """What the processors still do for it, of some 40 s, does not depend on what else the machine does."""
+    server = serve(smollm2, context=4096)
+    server.wait_ready(60)
+    stat = Path(f"/proc/{server.statistics().pid}/stat")
+
+    def used():
+        return sum(map(int, stat.read_text().rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
+
+    with server.lease() as lease:
+        began = used()
+        asked = {"model": lease.model, "messages": [{"role": "user", "content": "word " * 3500}], "max_tokens": 1}
+        with closing(http.client.HTTPConnection(urlsplit(lease.base_url).netloc)) as gone:
+            head = {"authorization": f"Bearer {lease.api_key}", "content-type": "application/json"}
+            gone.request("POST", "/v1/chat/completions", json.dumps(asked), head)
+            assert eventually(lambda: used() > began + 0.5, 60)
+        left = used()
+    assert ask(server, max_tokens=1)
+    assert 8.0 > used() - left
 
 
 def test_thoughts_are_parted_from_the_answer(serve, tmp_path):

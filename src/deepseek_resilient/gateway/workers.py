@@ -115,6 +115,7 @@ class Worker:
                 sys.executable, "-m", "deepseek_resilient.gateway.worker",
                 str(self.number), str(theirs.fileno()), str(listening),
                 pass_fds=(theirs.fileno(), listening), stdin=asyncio.subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C is for the supervisor; a worker that begins would die of it in midst
             )  # fmt: skip
         except BaseException:
             ours.close()

@@ -149,7 +149,7 @@ def _back(m: Measures) -> str:
             "never recovered, neither from the overload nor from the outage, though the load was below capacity again"
         )
     parts = [
-        f"did not recover from the {cause}" if time is None else f"was back {_after(time)} the {cause}"
+        f"did not recover from the {cause}" if time is None else f"recovered {_after(time)} the {cause}"
         for time, cause in zip(times, ("overload", "outage"), strict=True)
     ]
     return " and ".join(parts)
