@@ -210,8 +210,8 @@ def _check_owner(url: str, owned: bool, typed: str | None) -> None:
     if not owned or typed is None:
         raise CommandError(
             f"{host} is a public API that many share: a load on it slows others down, costs money, may break its "
-            f"terms, and measures your account's limit at best. If it is yours to load, say so twice: --i-own-this-server "
-            f"--host {host}"
+            f"terms, and measures your account's limit at best. If it is yours to load, say so twice: "
+            f"--i-own-this-server --host {host}"
         )
     if typed.lower().rstrip(".") != host:
         raise CommandError(f"--host {typed} is not the host of URL, which is {host}.")

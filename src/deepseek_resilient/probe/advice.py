@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from deepseek_resilient.probe.run import Report
-    from deepseek_resilient.probe.samples import Step
 
 _MARGIN: Final = 1.25
 _QUEUED: Final = 1.2
@@ -37,13 +36,13 @@ class Figures:
     Seconds: `latency` of an answer without a queue, `first_content` of a stream then, `retry_after` the shortest and
     the longest. `places`: requests worked on at once; `reached`: whether that is the server's capacity, or only as far as
     was tried. `knee`: the concurrency of the greatest power; `slowdown`: the latency there as a multiple of that without
-    a queue, `slowdown_first` that of the first content. `accepted`: the most at once that were not refused, `refused_at` the fewest that
-    were. `keeps_alive`: whether callers that wait get keep-alives.
+    a queue; `slowdown_first`: that of the first content. `accepted`: the most at once that were not refused;
+    `refused_at`: the fewest that were. `keeps_alive`: whether callers that wait get keep-alives.
     """
 
     latency: float
     throughput: float
-    places: float
+    places: int
     reached: bool
     knee: int
     slowdown: float
@@ -82,7 +81,8 @@ def figures(report: Report) -> Figures | None:
     return Figures(
         latency=method.base_latency(steps), throughput=method.top_throughput(steps), places=places,
         reached=method.is_saturated(steps) or bool(refused), knee=knee.concurrency,
-        slowdown=knee.latency / method.base_latency(steps), slowdown_first=_ratio(knee.first_content, good[0].first_content), accepted=good[-1].concurrency,
+        slowdown=knee.latency / method.base_latency(steps),
+        slowdown_first=_ratio(knee.first_content, good[0].first_content), accepted=good[-1].concurrency,
         refused_at=refused[0].concurrency if refused else None,
         refused_with=" and ".join(sorted(reasons)), stated_limit=method.stated_limit(steps),
         unsteady=method.is_unsteady(steps), retry_after=(min(waits), max(waits)) if waits else None,
@@ -113,12 +113,14 @@ def settings(found: Figures) -> list[Setting]:
 
 
 def _settings(found: Figures) -> Iterator[Setting]:
-    default, places = Policy(), max(round(found.places), 1)
+    default, places = Policy(), found.places
     most = None if found.refused_at is None or found.unsteady else max(found.stated_limit or 0, found.accepted)
-    product = f"{found.throughput:.3g} answers/s x {time(found.latency)} without a queue"
+    product = found.throughput * found.latency
+    filled = f"{found.throughput:.3g} answers/s x {time(found.latency)} without a queue"
+    best = f"the most answers for their latency: {found.throughput:.3g} answers/s at best"
     if found.reached and not found.unsteady:
         initial = places if most is None else min(places, most)
-        yield Setting("concurrency", "initial", initial, product)
+        yield Setting("concurrency", "initial", initial, filled if round(product) == places else best)
     elif found.accepted > ConcurrencyPolicy().initial and not found.unsteady:
         yield Setting("concurrency", "initial", found.accepted, f"{found.accepted} at once met no queue")
     if most is not None:
@@ -181,7 +183,7 @@ def _capacity(found: Figures) -> Iterator[str]:
         speed += f", its first content {time(found.first_content)}"
     if found.reached:
         yield (
-            f"The server works on about {max(round(found.places), 1)} requests at once and gives {speed}. More at once "
+            f"The server works on about {found.places} requests at once and gives {speed}. More at once "
             "wait in a queue."
         )
     else:
@@ -198,8 +200,8 @@ def _refusals(found: Figures) -> Iterator[str]:
         return
     if found.unsteady:
         yield (
-            f"It refused ({found.refused_with}) at {found.refused_at} at once what it had answered before. So it limits "
-            "something else than how many are in flight, requests or tokens per minute perhaps (give those to "
+            f"It refused ({found.refused_with}) at {found.refused_at} at once what it had answered before. So it "
+            "limits something else than how many are in flight, requests or tokens per minute perhaps (give those to "
             "RatePolicy), or others use it too: probe it when nobody does."
         )
     else:

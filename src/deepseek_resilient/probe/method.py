@@ -1,16 +1,19 @@
 """How many at once: what is tried next, and what the steps come to.
 
 Each step keeps N requests in flight, a closed loop: whoever is answered asks again. N is 1, 2, 4, ... X(N) is the
-throughput of a step, R(N) the latency. By Little's law N = X * R.
+throughput of a step, R(N) the latency. By Little's law N = X * R. Callers begin one after the other, spread over the
+time of an answer, so that a burst of them is not taken for a queue. A step takes a few rounds, and goes on to 48
+requests while the standard error of the latency is above a tenth.
 
 - Kleinrock's power P = X / R = X**2 / N says whether more at once is worth its wait. It grows until the server is just
   full without a queue, and falls beyond. When N doubles it falls where X grows less than sqrt(2) times. The first
   step of less power than the one before it is the last: nothing is pushed further.
 - R0 is the mean latency without a queue: of the steps in which it is not yet 1.1 times that of N = 1.
-- places = max X * R0, Little's law again: as many requests as the server works on at once. It is the saturation point
-  of the asymptotic bounds (Denning and Buzen). For slots it is their number; for a server whose answers slow each other
-  down, X = N / (R0 * (1 + s * (N - 1))) (the universal scalability law without coherency), places near 1 / s, which is
-  where the power is greatest, too. One more step there confirms it.
+- max X * R0 is, by Little's law again, as many requests as the server works on at once: the saturation point of the
+  asymptotic bounds (Denning and Buzen). For slots it is their number. One more step there confirms it.
+- For a server whose answers slow each other down, R = R0 * (1 + s * (N - 1)) (the universal scalability law without
+  coherency), the power is greatest near N = 1 / s, and the product falls short of it where the steps end soon. So the
+  places are the greater of the product and the N of the greatest power.
 - A step in which one request is refused (429, 503) sends no more. The greatest N that is accepted is then looked for by
   halving, or is the limit that the server states, and asked once more at the end: a server that now refuses what it
   accepted before does not limit how many are in flight at once.
@@ -31,9 +34,11 @@ if TYPE_CHECKING:
     from deepseek_resilient.probe.samples import Step
 
 _RISEN = 1.1
-_SMALL = 8
+_SMALL = 16
 _PRECISION = 8
 _FIRST, _LEAST = 10, 8
+_MOST = 48
+_DOUBT = 0.1
 _ROUNDS, _FINAL_ROUNDS = 4, 5
 
 
@@ -61,6 +66,11 @@ def requests_for(concurrency: int, steps: Sequence[Step]) -> int:
     return max(_FIRST if concurrency == 1 else _LEAST, _ROUNDS * concurrency)
 
 
+def is_enough(step: Step, begun: int, wanted: int) -> bool:
+    """Whether a step that has begun so many requests needs no more."""
+    return begun >= wanted and (step.doubt <= _DOUBT or begun >= _MOST)
+
+
 def accepted(steps: Sequence[Step]) -> list[Step]:
     """The steps that were not refused, the best of each concurrency, by concurrency."""
     best: dict[int, Step] = {}
@@ -81,7 +91,7 @@ def base_latency(steps: Sequence[Step]) -> float:
     if not good:
         return 0.0
     flat = list(itertools.takewhile(lambda step: step.latency <= _RISEN * good[0].latency, good))
-    seconds = [one.seconds for step in flat for one in step.settled]
+    seconds = [one.seconds for step in flat for one in step.good]
     return sum(seconds) / len(seconds)
 
 
@@ -90,14 +100,20 @@ def top_throughput(steps: Sequence[Step]) -> float:
     return max((step.throughput for step in accepted(steps)), default=0.0)
 
 
-def places(steps: Sequence[Step]) -> float:
-    """As many requests as the server works on at once, by Little's law."""
+def product(steps: Sequence[Step]) -> float:
+    """As many requests as fill the server without a queue, by Little's law."""
     return top_throughput(steps) * base_latency(steps)
 
 
 def knee(steps: Sequence[Step]) -> Step | None:
     """The step of the greatest power."""
     return max(accepted(steps), key=lambda step: step.power, default=None)
+
+
+def places(steps: Sequence[Step]) -> int:
+    """As many requests as the server works on at once, to its best; 0 where nothing was answered."""
+    best = knee(steps)
+    return max(round(product(steps)), best.concurrency) if best is not None else 0
 
 
 def stated_limit(steps: Sequence[Step]) -> int | None:
@@ -125,5 +141,5 @@ def _after_refusal(steps: Sequence[Step]) -> int | None:
 
 
 def _confirming(steps: Sequence[Step]) -> int | None:
-    wanted = round(places(steps))
+    wanted = round(product(steps))
     return wanted if wanted > 0 and wanted not in {step.concurrency for step in steps} else None

@@ -111,20 +111,26 @@ class Run:
         return "found" if is_found else "concurrency"
 
     async def _step(self, concurrency: int, wanted: int) -> Step:
-        step, left = Step(concurrency), wanted
+        step, begun, report = Step(concurrency), 0, self.report
+        spread = method.base_latency(report.steps) / concurrency
         self._show(Progress(concurrency, 0, wanted))
 
-        async def call() -> None:
-            nonlocal left
-            while left > 0 and not step.refused and not step.failing:
-                left -= 1
+        def goes_on() -> bool:
+            spent = report.sent >= self._bounds.requests
+            return not (spent or step.refused or step.failing or method.is_enough(step, begun, wanted))
+
+        async def call(number: int) -> None:
+            nonlocal begun
+            await asyncio.sleep(number * spread)
+            while goes_on():
+                begun += 1
                 step.answers.append(await self._ask())
-                self._show(Progress(concurrency, len(step.answers), wanted))
+                self._show(Progress(concurrency, len(step.answers), max(wanted, begun)))
 
         cpu, wall = time.process_time(), time.monotonic()
         async with asyncio.TaskGroup() as callers:
-            for _ in range(concurrency):
-                callers.create_task(call())
+            for number in range(concurrency):
+                callers.create_task(call(number))
         step.busy = (time.process_time() - cpu) / max(time.monotonic() - wall, 1e-9)
         return step
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 from typing import Literal
 
 Kind = Literal["answered", "overloaded", "late", "failed"]
@@ -77,6 +78,12 @@ class Step:
     def latency(self) -> float:
         """Mean seconds of an answer; 0 where there is none."""
         return fmean(one.seconds for one in self.settled) if self.good else 0.0
+
+    @property
+    def doubt(self) -> float:
+        """The standard error of the latency as a share of it."""
+        seconds = [one.seconds for one in self.settled]
+        return stdev(seconds) / math.sqrt(len(seconds)) / max(self.latency, 1e-9) if len(seconds) > 1 else math.inf
 
     @property
     def throughput(self) -> float:
