@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from typing import TYPE_CHECKING
 
 import pytest
 
 import deepseek_resilient
+from deepseek_resilient.gateway.configuration import load
 from deepseek_resilient.probe import advice, method
 from deepseek_resilient.probe.hosts import host_of, is_public
 from deepseek_resilient.probe.run import Report
@@ -16,6 +16,7 @@ from deepseek_resilient.probe.samples import Answer, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from deepseek_resilient.probe.advice import Figures
 
@@ -140,21 +141,34 @@ def test_a_queue_that_the_deadline_would_end_is_shortened() -> None:
 def test_no_answer_no_figures() -> None:
     """Interrupted before the first step, or each refused."""
     assert advice.figures(Report()) is None
-    assert advice.figures(Report(steps=[Step(1, [refusal()])])) is None
+    refused = Report(steps=[Step(1, [refusal()])], end="found")
+    assert advice.figures(refused) is None
+    assert "single requests" in advice.nothing(refused)
+    assert "log" in advice.nothing(Report(steps=[Step(1)], end="failing"))
 
 
 @pytest.mark.parametrize(
     "report", [probe(slots(8)), probe(sharing(0.1)), probe(slots(99), 10), probe(slots(9), most=4)]
 )
-def test_python_and_toml_say_the_same(report: Report) -> None:
-    """Both are what `policy` makes of it, and every setting has its measurement beside it."""
+def test_python_and_toml_say_the_same(report: Report, tmp_path: Path) -> None:
+    """What a person would paste; every setting has its measurement beside it."""
     wanted = advice.settings(figures(report))
-    namespace = dict(vars(deepseek_resilient)) | {n: getattr(deepseek_resilient, n) for n in deepseek_resilient.__all__}
-    exec(advice.as_python(wanted), namespace)  # noqa: S102 -- what a person would paste
-    assert advice.policy(wanted) == namespace["policy"]
-    told = tomllib.loads(advice.as_toml(wanted)).get("policy", {}).get("concurrency", {})
-    assert told == {one.name: one.value for one in wanted}
+    namespace = {name: getattr(deepseek_resilient, name) for name in deepseek_resilient.__all__}
+    exec(advice.as_python(wanted), namespace)  # noqa: S102 -- our own text
+    file = tmp_path / "gateway.toml"
+    file.write_text(advice.as_toml(wanted))
+    assert namespace["policy"].concurrency == load(file, {}).policy.concurrency
     assert len(wanted) == len(re.findall(r"# .*\d", advice.as_python(wanted)))
+
+
+def test_late_answers_set_no_maximum() -> None:
+    """A time limit of ours says nothing about how many the server takes."""
+    report = probe(slots(1000), most=4)
+    report.steps.append(Step(8, [*answered(8, 0.1), Answer(began=0.0, ended=60.0, kind="late")]))
+    report.end = "late"
+    found = figures(report)
+    assert (4, None, False) == (found.accepted, found.refused_at, found.reached)
+    assert "--timeout" in advice.sentences(report, found)[-1]
 
 
 @pytest.mark.parametrize(

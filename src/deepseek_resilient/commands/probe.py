@@ -85,7 +85,8 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         status = 130
     except ProbeError as error:
-        raise CommandError(f"{error}.") from error
+        text = str(error)
+        raise CommandError(text if text.endswith("?") else f"{text}.") from error
     finally:
         display.clear()
     return _conclude(made[0].report if made else None, bounds, options.json, status)
@@ -123,12 +124,12 @@ def _conclude(report: Report | None, bounds: Bounds, as_json: bool, status: int 
     if report is not None and as_json:
         out.line(json.dumps(advice.as_data(report, bounds, found), indent=2))
     elif report is None or found is None:
-        Terminal(sys.stderr).line("Nothing is known of the server yet.")
+        Terminal(sys.stderr).paragraph(advice.nothing(report))
     else:
         _print(out, report, found, advice.settings(found))
     if status is not None:
         return status
-    return 0 if report is not None and report.end == "found" else 1
+    return 0 if report is not None and report.end == "found" and found is not None and not found.unsteady else 1
 
 
 def _print(out: Terminal, report: Report, found: Figures, wanted: Sequence[Setting]) -> None:
@@ -163,18 +164,19 @@ def table(report: Report) -> list[str]:
     from deepseek_resilient.probe import advice
 
     stream = any(step.first_content is not None for step in report.steps)
-    best = max((step.power for step in report.steps if not step.refused), default=0.0) or 1.0
+    best = max((step.power for step in report.steps if not step.broken_off), default=0.0) or 1.0
     rows = [["at once", "answered", "answers/s", "latency", *(["first content"] if stream else []), "power", ""]]
     for step in report.steps:
-        failed = len(step.answers) - len(step.good) - len(step.suffering)
-        reasons = sorted({one.reason for one in step.suffering})
-        notes = [f"{len(step.suffering)} refused ({', '.join(reasons)})"] if step.refused else []
+        failed = len(step.answers) - len(step.good) - len(step.refusals)
+        reasons = sorted({one.reason for one in step.refusals})
+        notes = [f"{len(step.refusals)} refused ({', '.join(reasons)})"] if step.refused else []
         notes += [f"{failed} failed"] if failed else []
         first = [advice.time(step.first_content)] if stream else []
+        measured = not step.broken_off
         rows.append(
             [
-                str(step.concurrency), str(len(step.good)), "" if step.refused else f"{step.throughput:.1f}",
-                advice.time(step.latency), *first, "" if step.refused else f"{step.power / best:.0%}", "; ".join(notes),
+                str(step.concurrency), str(len(step.good)), f"{step.throughput:.1f}" if measured else "",
+                advice.time(step.latency), *first, f"{step.power / best:.0%}" if measured else "", "; ".join(notes),
             ]
         )  # fmt: skip
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]

@@ -34,10 +34,11 @@ class Figures:
     """What was found; None where it was not.
 
     Seconds: `latency` of an answer without a queue, `first_content` of a stream then, `retry_after` the shortest and
-    the longest. `places`: requests worked on at once; `reached`: whether that is the server's capacity, or only as far as
-    was tried. `knee`: the concurrency of the greatest power; `slowdown`: the latency there as a multiple of that without
-    a queue; `slowdown_first`: that of the first content. `accepted`: the most at once that were not refused;
-    `refused_at`: the fewest that were. `keeps_alive`: whether callers that wait get keep-alives.
+    the longest. `places`: requests worked on at once; `reached`: whether that is the server's capacity, or only as far
+    as was tried. `knee`: the concurrency of the greatest power; `slowdown`: the latency there as a multiple of that
+    without a queue; `slowdown_first`: that of the first content. `accepted`: the most at once that were not refused;
+    `refused_at`: the fewest that were. `keeps_alive`: whether callers that wait get keep-alives; `waited`: seconds of
+    the longest wait.
     """
 
     latency: float
@@ -54,6 +55,7 @@ class Figures:
     unsteady: bool
     retry_after: tuple[float, float] | None
     keeps_alive: bool | None
+    waited: float
     first_content: float | None
 
 
@@ -74,19 +76,21 @@ def figures(report: Report) -> Figures | None:
     if not good or knee is None:
         return None
     refused = sorted((step for step in steps if step.refused), key=lambda step: step.concurrency)
-    reasons = Counter(one.reason for step in refused for one in step.suffering)
+    reasons = Counter(one.reason for step in refused for one in step.refusals)
     waits = [one.retry_after for step in refused for one in step.answers if one.retry_after is not None]
-    places = method.places(steps)
+    places, latency = method.places(steps), method.base_latency(steps)
     waiting = [one for step in steps if step.concurrency > _QUEUED * places for one in step.good]
     return Figures(
-        latency=method.base_latency(steps), throughput=method.top_throughput(steps), places=places,
+        latency=latency, throughput=method.top_throughput(steps), places=places,
         reached=method.is_saturated(steps) or bool(refused), knee=knee.concurrency,
-        slowdown=knee.latency / method.base_latency(steps),
+        slowdown=knee.latency / latency,
         slowdown_first=_ratio(knee.first_content, good[0].first_content), accepted=good[-1].concurrency,
         refused_at=refused[0].concurrency if refused else None,
         refused_with=" and ".join(sorted(reasons)), stated_limit=method.stated_limit(steps),
         unsteady=method.is_unsteady(steps), retry_after=(min(waits), max(waits)) if waits else None,
-        keeps_alive=any(one.kept_alive for one in waiting) if waiting else None, first_content=good[0].first_content,
+        keeps_alive=any(one.kept_alive for one in waiting) if waiting else None,
+        waited=max((one.seconds - latency for one in waiting), default=0.0),
+        first_content=good[0].first_content,
     )  # fmt: skip
 
 
@@ -98,13 +102,7 @@ def time(seconds: float | None) -> str:
     """For a person; "" for none."""
     if not seconds:
         return ""
-    return (
-        f"{seconds:.2f} s"
-        if seconds >= 1
-        else f"{seconds * 1000:.0f} ms"
-        if seconds >= 0.01
-        else f"{seconds * 1000:.1f} ms"
-    )
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.{0 if seconds >= 0.01 else 1}f} ms"
 
 
 def settings(found: Figures) -> list[Setting]:
@@ -141,12 +139,6 @@ def _settings(found: Figures) -> Iterator[Setting]:
         yield Setting("concurrency", "queue", max(waiting, 1), why)
 
 
-def policy(wanted: list[Setting]) -> Policy:
-    """The policy itself. Raises ConfigError where the settings do not go together."""
-    part = {one.name: one.value for one in wanted}
-    return Policy(concurrency=ConcurrencyPolicy(**part)) if part else Policy()  # type: ignore[arg-type]
-
-
 def as_python(wanted: list[Setting]) -> str:
     """The policy in Python."""
     if not wanted:
@@ -169,12 +161,17 @@ def _commented(lines: list[tuple[str, str]]) -> list[str]:
 
 def sentences(report: Report, found: Figures) -> list[str]:
     """The conclusion in plain words."""
-    return [
-        *_capacity(found),
-        *_refusals(found),
-        *_waiting(found),
-        *([_ENDS[report.end]] if report.end in _ENDS else []),
-    ]
+    end = [_ENDS[report.end]] if report.end in _ENDS else []
+    return [*_capacity(found), *_refusals(found), *_waiting(found), *end]
+
+
+def nothing(report: Report | None) -> str:
+    """Why there are no figures."""
+    if report is None or not report.steps:
+        return "Nothing is known of the server yet."
+    if report.end == "found":
+        return "The server refuses single requests that follow each other: probe it when nobody else loads it."
+    return f"Nothing is known of the server yet. {_ENDS[report.end]}"
 
 
 def _capacity(found: Figures) -> Iterator[str]:
@@ -220,7 +217,8 @@ def _waiting(found: Figures) -> Iterator[str]:
         yield (
             "Callers that wait get keep-alives, so a connection in a queue is not silent."
             if found.keeps_alive
-            else "Callers that wait get no keep-alives: whatever stands between must not end silent connections early."
+            else f"Callers that waited (at most {time(found.waited)} here) got no keep-alives: whatever stands between "
+            "must not end silent connections early."
         )
 
 
@@ -241,7 +239,7 @@ def as_data(report: Report, bounds: Any, found: Figures | None) -> dict[str, Any
             {
                 "concurrency": step.concurrency, "answered": len(step.good), "throughput": step.throughput,
                 "latency": step.latency, "first_content": step.first_content, "power": step.power, "busy": step.busy,
-                "refused": len(step.suffering),
+                "refused": len(step.refusals),
             }
             for step in report.steps
         ],

@@ -72,10 +72,12 @@ def is_enough(step: Step, begun: int, wanted: int) -> bool:
 
 
 def accepted(steps: Sequence[Step]) -> list[Step]:
-    """The steps that were not refused, the best of each concurrency, by concurrency."""
+    """The steps that were not broken off, the best of each concurrency, by concurrency."""
     best: dict[int, Step] = {}
     for step in steps:
-        if not step.refused and (step.concurrency not in best or step.throughput > best[step.concurrency].throughput):
+        if not step.broken_off and (
+            step.concurrency not in best or step.throughput > best[step.concurrency].throughput
+        ):
             best[step.concurrency] = step
     return [best[concurrency] for concurrency in sorted(best)]
 

@@ -175,13 +175,18 @@ class Server:
         host = httpx2.URL(self._url).host
         if isinstance(error, TimeoutError):
             return f"{self._url} does not answer: is this the right address, and the server ready?"
-        if any(isinstance(one, ssl.SSLCertVerificationError) for one in causes):
-            why = next(one.verify_message for one in causes if isinstance(one, ssl.SSLCertVerificationError))
+        untrusted = [one for one in causes if isinstance(one, ssl.SSLCertVerificationError)]
+        if untrusted:
+            why = next((said for one in untrusted if (said := getattr(one, "verify_message", ""))), "no reason")
             return (
                 f"the certificate of {host} is not trusted ({why}): set SSL_CERT_FILE to your authority's certificate"
             )
         if any(isinstance(one, ssl.SSLError) for one in causes):
             return f"{host} speaks no TLS that is understood here: is it http:// instead of https://?"
+        if isinstance(error, httpx2.ConnectTimeout) and self._url.startswith("https"):
+            return (
+                f"{self._url} cannot be reached in {_CONNECT:g} s: is the address right, and https:// what it speaks?"
+            )
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
             return f"{self._url} cannot be reached ({error}): is the server started, and the address right?"
         return f"{self._url} broke the connection off ({error}): is it https:// instead of http://, or not ready yet?"

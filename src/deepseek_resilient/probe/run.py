@@ -103,7 +103,7 @@ class Run:
             report.steps.append(step)
             if step.failing:
                 return "failing"
-            if any(one.kind == "late" for one in step.answers) or step.latency > _SHARE_OF_TIME * bounds.timeout:
+            if step.late or step.latency > _SHARE_OF_TIME * bounds.timeout:
                 return "late"
             if step.busy > _BUSY and not step.refused:
                 return "busy"
@@ -117,7 +117,7 @@ class Run:
 
         def goes_on() -> bool:
             spent = report.sent >= self._bounds.requests
-            return not (spent or step.refused or step.failing or method.is_enough(step, begun, wanted))
+            return not (spent or step.broken_off or method.is_enough(step, begun, wanted))
 
         async def call(number: int) -> None:
             nonlocal begun

@@ -53,19 +53,29 @@ class Step:
         return sorted((one for one in self.answers if one.kind == "answered"), key=lambda one: one.began)
 
     @property
-    def suffering(self) -> list[Answer]:
-        """Signs of a server that has too much: refusals (429, 503), answers beyond the time limit."""
-        return [one for one in self.answers if one.kind in ("overloaded", "late")]
+    def refusals(self) -> list[Answer]:
+        """Those that the server did not take: 429, 503."""
+        return [one for one in self.answers if one.kind == "overloaded"]
 
     @property
     def refused(self) -> bool:
         """Whether the server did not take so many at once."""
-        return bool(self.suffering)
+        return bool(self.refusals)
+
+    @property
+    def late(self) -> bool:
+        """Whether one was given up at its time limit."""
+        return any(one.kind == "late" for one in self.answers)
 
     @property
     def failing(self) -> bool:
         """Whether more went wrong than can be an accident."""
         return sum(one.kind == "failed" for one in self.answers) >= _FAILURES
+
+    @property
+    def broken_off(self) -> bool:
+        """Whether the server has too much, or is ill, so that nothing more is sent."""
+        return self.refused or self.late or self.failing
 
     @property
     def settled(self) -> list[Answer]:
