@@ -138,6 +138,14 @@ def test_a_queue_that_the_deadline_would_end_is_shortened() -> None:
     assert ("queue", 150) in [(one.name, one.value) for one in advice.settings(figures(probe(slots(1, 4.0))))]
 
 
+def test_a_busy_machine_is_told() -> None:
+    """Its own delays look like the server's."""
+    report = probe(slots(8))
+    assert "" == advice.doubt(report)
+    report.steps[2].lag = 0.02
+    assert "at 4 at once the probe came to its turn 20 ms late" in advice.doubt(report)
+
+
 def test_no_answer_no_figures() -> None:
     """Interrupted before the first step, or each refused."""
     assert advice.figures(Report()) is None

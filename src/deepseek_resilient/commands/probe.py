@@ -144,6 +144,8 @@ def _print(out: Terminal, report: Report, found: Figures, wanted: Sequence[Setti
     out.line()
     for sentence in advice.sentences(report, found):
         out.paragraph(sentence)
+    if doubt := advice.doubt(report):
+        out.paragraph(doubt, "warning")
     out.line()
     if not wanted:
         out.paragraph("The measurement gives no reason to change a default: Policy().")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _MARGIN: Final = 1.25
 _QUEUED: Final = 1.2
+_LATE: Final = 0.05
 
 _ENDS: Final = {
     "concurrency": "The most calls at once were tried and the server still had room: --concurrency gives more.",
@@ -38,7 +39,7 @@ class Figures:
     as was tried. `knee`: the concurrency of the greatest power; `slowdown`: the latency there as a multiple of that
     without a queue; `slowdown_first`: that of the first content. `accepted`: the most at once that were not refused;
     `refused_at`: the fewest that were. `keeps_alive`: whether callers that wait get keep-alives; `waited`: seconds of
-    the longest wait.
+    the longest wait. `exact`: whether this machine had the time to measure.
     """
 
     latency: float
@@ -56,6 +57,7 @@ class Figures:
     retry_after: tuple[float, float] | None
     keeps_alive: bool | None
     waited: float
+    exact: bool
     first_content: float | None
 
 
@@ -90,7 +92,7 @@ def figures(report: Report) -> Figures | None:
         unsteady=method.is_unsteady(steps), retry_after=(min(waits), max(waits)) if waits else None,
         keeps_alive=any(one.kept_alive for one in waiting) if waiting else None,
         waited=max((one.seconds - latency for one in waiting), default=0.0),
-        first_content=good[0].first_content,
+        exact=not doubt(report), first_content=good[0].first_content,
     )  # fmt: skip
 
 
@@ -129,7 +131,7 @@ def _settings(found: Figures) -> Iterator[Setting]:
         )  # fmt: skip
     # what the limit looks at: the first content of a stream, the end of another answer
     slower = found.slowdown_first or found.slowdown
-    if found.reached and slower * _MARGIN > ConcurrencyPolicy().tolerance:
+    if found.reached and found.exact and slower * _MARGIN > ConcurrencyPolicy().tolerance:
         what = "the first content comes" if found.slowdown_first else "answers come"
         why = f"at {found.knee} at once, the best of all, {what} {slower:.2g} times as late"
         yield Setting("concurrency", "tolerance", math.ceil(10 * _MARGIN * slower) / 10, why)
@@ -165,6 +167,18 @@ def sentences(report: Report, found: Figures) -> list[str]:
     return [*_capacity(found), *_refusals(found), *_waiting(found), *end]
 
 
+def doubt(report: Report) -> str:
+    """Why the figures may be wrong; "" where they are not."""
+    good = method.accepted(report.steps)
+    worst = max(good, key=lambda step: step.lag / step.latency, default=None)
+    if worst is None or worst.lag <= _LATE * worst.latency:
+        return ""
+    return (
+        f"This machine was too busy for exact figures: at {worst.concurrency} at once the probe came to its turn "
+        f"{time(worst.lag)} late in the mean, which is counted as the server's. Probe from a machine that is idle."
+    )
+
+
 def nothing(report: Report | None) -> str:
     """Why there are no figures."""
     if report is None or not report.steps:
@@ -185,7 +199,7 @@ def _capacity(found: Figures) -> Iterator[str]:
         )
     else:
         yield f"The server gives at least {speed}; its capacity was not reached with {found.accepted} at once."
-    if found.slowdown > _QUEUED:
+    if found.slowdown > _QUEUED and found.exact:
         yield (
             f"Answers slow each other down: at {found.knee} at once, where another one is no longer worth its wait, "
             f"they take {found.slowdown:.2g} times as long as alone."
@@ -238,12 +252,14 @@ def as_data(report: Report, bounds: Any, found: Figures | None) -> dict[str, Any
         "steps": [
             {
                 "concurrency": step.concurrency, "answered": len(step.good), "throughput": step.throughput,
-                "latency": step.latency, "first_content": step.first_content, "power": step.power, "busy": step.busy,
+                "latency": step.latency, "first_content": step.first_content, "power": step.power,
+                "busy": step.busy, "lag": step.lag,
                 "refused": len(step.refusals),
             }
             for step in report.steps
         ],
         "figures": None if found is None else asdict(found),
         "settings": [asdict(one) for one in wanted],
+        "doubt": doubt(report),
         "conclusion": [] if found is None else sentences(report, found),
     }  # fmt: skip

@@ -22,6 +22,7 @@ _BUSY: Final = 0.8
 _SHARE_OF_TIME: Final = 0.5
 _REST: Final = 5.0
 _LONGEST_REST: Final = 10.0
+_TURN: Final = 0.01
 
 
 @dataclass(slots=True)
@@ -128,9 +129,13 @@ class Run:
                 self._show(Progress(concurrency, len(step.answers), max(wanted, begun)))
 
         cpu, wall = time.process_time(), time.monotonic()
-        async with asyncio.TaskGroup() as callers:
-            for number in range(concurrency):
-                callers.create_task(call(number))
+        watch = asyncio.create_task(_watch(step))
+        try:
+            async with asyncio.TaskGroup() as callers:
+                for number in range(concurrency):
+                    callers.create_task(call(number))
+        finally:
+            watch.cancel()
         step.busy = (time.process_time() - cpu) / max(time.monotonic() - wall, 1e-9)
         return step
 
@@ -157,3 +162,13 @@ class Run:
     @property
     def _time_left(self) -> float:
         return self._began + self._bounds.seconds - time.monotonic()
+
+
+async def _watch(step: Step) -> None:
+    """How late this process comes to its turn while the step runs: what it waits itself looks like the server's."""
+    late, turns = 0.0, 0
+    while True:
+        due = time.monotonic() + _TURN
+        await asyncio.sleep(_TURN)
+        late, turns = late + time.monotonic() - due, turns + 1
+        step.lag = late / turns

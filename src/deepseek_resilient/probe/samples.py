@@ -41,11 +41,12 @@ class Answer:
 @dataclass(slots=True)
 class Step:
     """The requests sent while `concurrency` of them were kept in flight; `busy` is the share of the time that this
-    process computed."""
+    process computed, `lag` how many seconds too late it came to its turn in the mean."""
 
     concurrency: int
     answers: list[Answer] = field(default_factory=list)
     busy: float = 0.0
+    lag: float = 0.0
 
     @property
     def good(self) -> list[Answer]:
