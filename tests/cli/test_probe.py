@@ -221,6 +221,15 @@ def test_a_server_that_answers_nothing_is_one_sentence(
     assert 2 >= asked(server)
 
 
+def test_an_address_with_a_wrong_path(server: LabProcess) -> None:
+    """Neither models nor chat are there."""
+    for arguments, words in ([], "tells no models"), (["--model", "deepseek-flash"], "(404)"):
+        status, out, err = inside("probe", f"{server.base_url}/nowhere", "--yes", *arguments, env=KEYED)
+        assert (2, "") == (status, out)
+        assert words in err.splitlines()[-1]
+        assert "/v1" in err.splitlines()[-1]
+
+
 def test_nobody_there() -> None:
     """A port where nobody listens."""
     with socket.socket() as nobody:

@@ -30,6 +30,8 @@ _CONNECT: Final = 5.0
 _MOST: Final = 4 << 20
 _OVERLOADED: Final = ("overloaded", "throttled")
 _SHOWN: Final = 200
+_TELLING: Final = (401, 402, 403, 429, 503, 529)
+"""Statuses that any other request would get, too."""
 
 
 class ProbeError(Exception):
@@ -59,15 +61,15 @@ class Server:
         """The models that it names; none where it has no list.
 
         Raises:
-            ProbeError: it cannot be reached, or does not take the key.
+            ProbeError: it cannot be reached, does not take the key, or refuses anything.
         """
         try:
             async with asyncio.timeout(self._bounds.timeout):
                 response = await self._client.get(f"{self._url}/models")
         except (httpx2.HTTPError, OSError, TimeoutError) as error:
             raise ProbeError(self._unreachable(error)) from error
-        if response.status_code in (401, 403):
-            raise ProbeError(self._refusal(response.status_code, response.content))
+        if response.status_code in _TELLING or response.is_redirect:
+            raise ProbeError(self._refusal(response.status_code, response.content, response))
         try:
             found = response.json() if response.status_code == 200 else None
         except ValueError:
@@ -134,10 +136,10 @@ class Server:
         }  # fmt: skip
         return {**body, "stream": True, "stream_options": {"include_usage": True}} if self._stream else body
 
-    def _refusal(self, status: int, body: bytes, response: httpx2.Response | None = None) -> str:
+    def _refusal(self, status: int, body: bytes, response: httpx2.Response) -> str:
         """What a status instead of the first answer means for a person."""
         said = self._said(body)
-        wait = None if response is None else _retry_after(response)
+        wait = _retry_after(response)
         match status:
             case 401 | 403:
                 how = f"the key in {self._key_name} was not accepted" if self._key else "the server wants a key"

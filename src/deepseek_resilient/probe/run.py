@@ -80,7 +80,10 @@ class Run:
         models = await server.models()
         if not server.model:
             if not models:
-                raise ProbeError("the server does not tell its models: name one with --model")
+                raise ProbeError(
+                    "the server tells no models: name one with --model, or give the address with the path that "
+                    "OpenAI's clients take, as .../v1"
+                )
             server.model = models[0]
         elif models and server.model not in models:
             known = ", ".join(models[:5]) + (", ..." if len(models) > 5 else "")
