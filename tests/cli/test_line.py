@@ -24,6 +24,9 @@ MISTAKES = [
     ["ask", "one", "two"],
     ["ask", ""],
     ["doctor", "--unknown"],
+    ["probe"],
+    ["probe", "http://127.0.0.1:1", "--requests", "9"],
+    ["probe", "http://127.0.0.1:1", "--seconds", "nan"],
     ["local"],
     ["local", "list", "--tokens", "0"],
     ["local", "list", "--tokens", "many"],
@@ -37,7 +40,7 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["demo"], ["ask"], ["doctor"], ["local"], ["local", "list"], ["local", "pull"]]
+    "command", [[], ["demo"], ["ask"], ["doctor"], ["local"], ["local", "list"], ["local", "pull"], ["probe"]]
 )
 def test_help_fits_a_terminal(command: list[str]) -> None:
     """Each command has a help of lines no longer than 80."""
