@@ -159,7 +159,7 @@ def test_a_model_that_was_cut_off_is_found(keyed: dict[str, str], tmp_path: Path
     status, level, text = fallback(keyed, MODEL=str(model))
     assert (1, "problem") == (status, level)
     assert "it is cut off: " in text
-    assert "Delete it and get it again: what `local pull` fetched, by the same `deepseek-resilient local pull`" in text
+    assert "Delete it and get it again, by `deepseek-resilient local pull` if that had fetched it" in text
 
 
 def test_without_a_local_part_nothing_is_said_of_one(keyed: dict[str, str]) -> None:

@@ -165,7 +165,7 @@ def test_a_server_of_somebody_else_is_used(serve, shared):
     server = serve(None, address=shared.base_url, key=shared.api_key)
     server.wait_ready(10)
     assert (SAID, "tiny", shared.api_key) == (ask(server), server.model, server.api_key)
-    assert (None, 0, "", None) == (
+    assert (None, 0, "llamacpp", None) == (
         server.statistics().pid, server.statistics().resident, server.statistics().engine, server.statistics().log,
     )  # fmt: skip
     server.close()

@@ -156,7 +156,7 @@ def test_a_swap_mends_a_server_that_failed(serve, models, tmp_path):
     """The model that could not be loaded is replaced by one that can."""
     (tmp_path / "empty.gguf").touch()
     server = serve(tmp_path / "empty.gguf")
-    with pytest.raises(LocalModelError, match=r"empty.gguf cannot be loaded: it is empty. Get it again"):
+    with pytest.raises(LocalModelError, match=r"empty.gguf cannot be loaded: it is empty. Delete it and get it again"):
         server.wait_ready(60)
     server.swap(str(models / "other.gguf")).result(10)
     server.wait_ready(60)

@@ -173,8 +173,8 @@ def _head(path: Path) -> GgufHead:
         return read_head(path)
     except GgufError as error:
         raise LocalModelError(
-            f"{path} cannot be loaded: {error}. Delete it and get it again: what `local pull` fetched, by the same "
-            "`deepseek-resilient local pull`",
+            f"{path} cannot be loaded: {error}. Delete it and get it again, by `deepseek-resilient local pull` if that "
+            "had fetched it",
             why="corrupt",
         ) from None
     except OSError as error:
