@@ -206,15 +206,17 @@ class Retrying:
         reply = await Send(request, until=until)
         if isinstance(reply, Failure):
             return reply
+        length = int(reply.header(b"content-length") or -1)
         body = b""
-        while True:
+        while len(body) != length:
             more = await Read(reply, until=until)
             if isinstance(more, Failure):
                 # a stream was handed over with its head: what breaks then is the caller's
                 return Failure(FailureKind.CUT, more.message) if self._around.stream else more
             if not more:
-                return Response(reply.status, reply.headers, body)
+                break
             body += more
+        return Response(reply.status, reply.headers, body)
 
 
 class Ours:
@@ -273,9 +275,7 @@ _ALL: Final = (
         "`openai` 3.54: `_constants.py`, `_base_client.py`",
         _ruled(lambda around: OpenAISdk(around, 2)),
     ),
-    Contender(
-        "openai_10", "the same with `max_retries=10`", "as above", _ruled(lambda around: OpenAISdk(around, 10))
-    ),
+    Contender("openai_10", "the same with `max_retries=10`", "as above", _ruled(lambda around: OpenAISdk(around, 10))),
     Contender(
         "tenacity",
         "`wait_random_exponential()`: 0 to 1, 2, 4 … s at random, without end",
@@ -285,7 +285,7 @@ _ALL: Final = (
     Contender(
         "aws_standard",
         "3 attempts, 0 to 1, 2 … 20 s at random, 500 tokens, 5 for a retry, 10 after a timeout",
-        "AWS SDKs and Tools Reference Guide, \"Retry behavior\" (standard mode before 2026)",
+        'AWS SDKs and Tools Reference Guide, "Retry behavior" (standard mode before 2026)',
         _ruled(AwsStandard),
     ),
     Contender(

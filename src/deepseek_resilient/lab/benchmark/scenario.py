@@ -63,7 +63,7 @@ class Scenario:
     name: str
     about: str
     phases: tuple[Phase, ...]
-    capacity: float = 100.0
+    capacity: float = 60.0
     patience: float = 4.0
     attempt_timeout: float = 1.0
     available: Mapping[str, float] = field(default_factory=dict)

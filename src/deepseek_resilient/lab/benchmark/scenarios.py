@@ -16,7 +16,7 @@ _CALM: Final = Phase("calm", 3.0, 0.8)
 _AFTER: Final = Phase("after", 8.0, 0.8)
 
 
-def _overload(name: str, load: float, about: str, capacity: float = 100.0, clients: int = 1) -> Scenario:
+def _overload(name: str, load: float, about: str, capacity: float = 60.0, clients: int = 1) -> Scenario:
     return Scenario(
         name=name,
         about=about,
@@ -42,6 +42,7 @@ _ALL: Final = (
         name="stress",
         about="1,000 calls, 500 of them at once; the next one comes as soon as one is told.",
         phases=(Phase("stress", 10.0, 0.0),),
+        capacity=200.0,
         crowd=500,
         calls=1000,
     ),
@@ -106,13 +107,13 @@ _ALL: Final = (
         trouble="outage",
         layers=("openai_2", "openai_2"),
     ),
-    _overload("processes_20", 1.5, "The overload of 1.5 by 20 processes that know nothing of each other.", 200.0, 20),
-    _overload("processes_100", 1.5, "The same by 100 processes.", 200.0, 100),
+    _overload("processes_20", 1.5, "The overload of 1.5 by 20 processes that know nothing of each other.", 100.0, 20),
+    _overload("processes_100", 1.5, "The same by 100 processes.", 100.0, 100),
     Scenario(
         name="slow_target",
         about="Of three servers one becomes ten times slower for 10 s.",
         phases=(_CALM, Phase("slow", 10.0, 0.6), Phase("after", 8.0, 0.6)),
-        capacity=120.0,
+        capacity=90.0,
         servers=3,
         available={"slow": 0.7},
         changes=(Change(3.0, {"service_time": 1.0}), Change(13.0, {"service_time": 0.1})),
@@ -120,23 +121,23 @@ _ALL: Final = (
     ),
     Scenario(
         name="moving_limit",
-        about="At a load of 0.9 the server's limit of requests at once goes from 20 to 5, to 3, to 8, and back.",
+        about="At a load of 0.9 the server's limit of requests at once goes from 12 to 3, to 2, to 5, and back.",
         phases=(
-            Phase("of 20", 3.0, 0.9),
-            Phase("of 5", 4.0, 0.9),
+            Phase("of 12", 3.0, 0.9),
             Phase("of 3", 4.0, 0.9),
-            Phase("of 8", 4.0, 0.9),
-            Phase("of 20 again", 8.0, 0.8),
+            Phase("of 2", 4.0, 0.9),
+            Phase("of 5", 4.0, 0.9),
+            Phase("of 12 again", 8.0, 0.8),
         ),
-        settings={"concurrency_limit": 20},
-        available={"of 5": 0.5, "of 3": 0.3, "of 8": 0.8},
+        settings={"concurrency_limit": 12},
+        available={"of 3": 1 / 2, "of 2": 1 / 3, "of 5": 5 / 6},
         changes=(
-            Change(3.0, {"concurrency_limit": 5}),
-            Change(7.0, {"concurrency_limit": 3}),
-            Change(11.0, {"concurrency_limit": 8}),
-            Change(15.0, {"concurrency_limit": 20}),
+            Change(3.0, {"concurrency_limit": 3}),
+            Change(7.0, {"concurrency_limit": 2}),
+            Change(11.0, {"concurrency_limit": 5}),
+            Change(15.0, {"concurrency_limit": 12}),
         ),
-        trouble="of 8",
+        trouble="of 5",
     ),
 )
 SCENARIOS: Final[Mapping[str, Scenario]] = MappingProxyType({scenario.name: scenario for scenario in _ALL})

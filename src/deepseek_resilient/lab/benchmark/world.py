@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deepseek_resilient.core.messages import Response
 from deepseek_resilient.drivers.scheduler import VirtualScheduler
@@ -24,7 +24,7 @@ from .contenders import CONTENDERS, Client, Surroundings
 from .record import Call, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from deepseek_resilient.core.messages import Request
     from deepseek_resilient.drivers.simulator import Inbox
@@ -134,7 +134,7 @@ class _World:
         call.start()
 
 
-def _change(model: SimulatedDeepSeek, settings: dict[str, object]) -> None:
+def _change(model: SimulatedDeepSeek, settings: Mapping[str, Any]) -> None:
     model.set_script(settings=settings)
 
 
