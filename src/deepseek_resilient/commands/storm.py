@@ -28,9 +28,9 @@ def add(commands: Any) -> None:
         description="Clients that retry each in its own way, ours among them, go through storms at simulated servers: "
         "overloads, outages, brown-outs, faulty streams, many processes. All of it is computed, in virtual time and on "
         "all cores: no key, no network, and the same seeds give the same numbers.",
-        epilog="goodput: of what could have been answered. attempts: requests per call. recovery: until 95 % of calls "
-        "are answered again. wasted: server work that became nobody's answer. fair: Jain's index of processes and "
-        "tenants. p50, p99: of answered calls. refusal: until the others knew (median). $/1000: waste per 1,000 "
+        epilog="goodput: of what could have been answered. attempts: requests per call. back: seconds until 95 % of "
+        "calls are answered again. wasted: server work that became nobody's answer. fair: Jain's index of processes "
+        "and tenants. p50, p99: of answered calls. told: when the others knew (median). $: for waste, per 1,000 "
         "answers. Medians over the seeds (smallest-largest). With --json what was ended goes on where it stopped.",
     )
     line.add_argument("--list", action="store_true", help="the names of all storms and clients, and what they are")

@@ -112,7 +112,7 @@ def wasted(record: Record) -> float:
 
     Work for a caller who has gone, an answer that broke off, and each further piece of work for the same call.
     """
-    worked = sum(server["served"] + server["wasted"] for server in record.servers)
+    worked = _worked(record)
     return 1 - sum(call.answered for call in record.calls) / worked if worked else 0.0
 
 
@@ -147,6 +147,10 @@ def money(record: Record) -> float | None:
     if not answered:
         return None
     price = PRICES[0]
-    each: float = (price.miss * PROMPT_TOKENS + price.output * ANSWER_TOKENS) / 1e6
-    worked = sum(server["served"] + server["wasted"] for server in record.servers)
-    return 1000 * each * (worked - answered) / answered
+    each = (price.miss * PROMPT_TOKENS + price.output * ANSWER_TOKENS) / 1e6
+    return 1000 * each * (_worked(record) - answered) / answered
+
+
+def _worked(record: Record) -> int:
+    """Requests that the servers have worked on to the end."""
+    return sum(server["served"] + server["wasted"] for server in record.servers)

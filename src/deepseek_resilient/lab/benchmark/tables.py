@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
-from deepseek_resilient.lab.report import recovered, seconds
-
 from .contenders import CONTENDERS
 from .scenarios import SCENARIOS
 
@@ -49,11 +47,9 @@ class Column:
         if spread is None:
             return "-"
         shown, least, most = (self.show(value) for value in (spread.median, spread.least, spread.most))
-        return f"{shown} ({_bare(least)}-{_bare(most)})" if self.spread and least != most else shown
-
-
-def _bare(text: str) -> str:
-    return text.removesuffix(" s").removesuffix("%").replace("at once", "0")
+        return (
+            f"{shown} ({least.removesuffix('%')}-{most.removesuffix('%')})" if self.spread and least != most else shown
+        )
 
 
 def _share(value: float) -> str:
@@ -65,29 +61,37 @@ def _count(value: float) -> str:
 
 
 def _back(value: float) -> str:
-    return recovered(None if value == math.inf else value)
+    return "never" if value == math.inf else f"{value:.1f}"
 
+
+def _plain(value: float) -> str:
+    return f"{value:.2f}"
+
+
+WIDTH: Final = 100
+"""Columns of a terminal that a table may take."""
 
 COLUMNS: Final = (
     Column("goodput", lambda m: m.goodput, _share, spread=True),
     Column("attempts", lambda m: m.attempts, _count, spread=True),
-    Column("recovery", lambda m: m.recovery, _back, spread=True),
+    Column("back s", lambda m: m.recovery, _back, spread=True),
     Column("wasted", lambda m: m.wasted, _share),
-    Column("fair", lambda m: m.fairness, lambda value: f"{value:.2f}"),
-    Column("p50", lambda m: m.p50, seconds),
-    Column("p99", lambda m: m.p99, seconds),
-    Column("refusal", lambda m: m.refusal, seconds),
-    Column("$/1000", lambda m: m.money, lambda value: f"{value:.2f}"),
+    Column("fair", lambda m: m.fairness, _plain),
+    Column("p50 s", lambda m: m.p50, _plain),
+    Column("p99 s", lambda m: m.p99, _plain),
+    Column("told s", lambda m: m.refusal, _plain),
+    Column("$", lambda m: m.money, _plain),
 )
-"""Of every table."""
+"""Of every table that has something to show in them."""
 
 
 def text(results: Sequence[Result]) -> str:
-    """Tables for a terminal, at most 100 columns wide."""
+    """Tables for a terminal."""
     parts = []
     for name, rows in _tables(results):
         widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        between = "  " if sum(widths) + 2 * len(widths) - 2 <= WIDTH else " "
+        lines = [between.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         parts.append("\n".join([f"{name}: {SCENARIOS[name].about}", *(line.rstrip() for line in lines)]))
     return "\n\n".join(parts)
 
@@ -104,10 +108,11 @@ def markdown(results: Sequence[Result]) -> str:
 def _tables(results: Sequence[Result]) -> Iterator[tuple[str, list[list[str]]]]:
     """The cells of each scenario that has results, with their heading."""
     for name in SCENARIOS:
-        rows = []
+        rows = [["", *(column.heading for column in COLUMNS)]]
         for contender in CONTENDERS:
             found = [r.measures for r in results if (r.job.scenario, r.job.contender) == (name, contender)]
             if found:
                 rows.append([contender, *(column.cell(found) for column in COLUMNS)])
-        if rows:
-            yield name, [["", *(column.heading for column in COLUMNS)], *rows]
+        if len(rows) > 1:
+            shown = [place for place in range(len(rows[0])) if any(row[place] != "-" for row in rows[1:])]
+            yield name, [[row[place] for place in shown] for row in rows]
