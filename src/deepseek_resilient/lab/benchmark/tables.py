@@ -112,7 +112,8 @@ def markdown(results: Sequence[Result]) -> str:
                 [name, *(column.cell(rows[contender]) if contender in rows else "-" for contender in here)]
                 for name, rows in found.items()
             ]
-            parts.append(f"### {column.heading}\n\n{_page([['', *here], *cells])}")
+            measured = [row for row in cells if set(row[1:]) != {"-"}]
+            parts.append(f"### {column.heading}\n\n{_page([['', *here], *measured])}")
     parts.append("\n".join(["### Where ours is not first\n", *(f"- {line}" for line in _behind(found))]))
     parts += [f"### {name}\n\n{SCENARIOS[name].about}\n\n{_page(rows)}" for name, rows in _tables(found)]
     return "\n\n".join(parts)
