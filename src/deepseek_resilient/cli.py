@@ -1,4 +1,4 @@
-"""The command line: `deepseek-resilient demo`, `ask`, `doctor`, `local`, `gateway` and `probe`.
+"""The command line: `deepseek-resilient demo`, `storm`, `ask`, `doctor`, `local`, `gateway` and `probe`.
 
 Exit status: 0 done, 1 done with something amiss (a partial answer; something to fix), 2 not done, with one sentence on
 standard error, 130 interrupted, 141 the reader of the output went away. Heavy imports wait for the subcommand.
@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from deepseek_resilient import __version__
-from deepseek_resilient.commands import ask, demo, doctor, gateway, local, probe
+from deepseek_resilient.commands import ask, demo, doctor, gateway, local, probe, storm
 from deepseek_resilient.commands.terminal import CommandError, readable, silence_stdout
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     )
     line.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = line.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, ask, doctor, local, gateway, probe):
+    for command in (demo, storm, ask, doctor, local, gateway, probe):
         command.add(commands)
     return line
 

@@ -21,6 +21,11 @@ MISTAKES = [
     ["demo", "--output", "picture.png"],
     ["demo", "--output", "/no/such/folder/picture.svg"],
     ["demo", "--json", "/proc"],
+    ["storm", "--scenario", "nonsense"],
+    ["storm", "--contender", "nobody"],
+    ["storm", "--seeds", "0"],
+    ["storm", "--processes", "many"],
+    ["storm", "--json", "/no/such/folder/all.json"],
     ["ask", "one", "two"],
     ["ask", ""],
     ["doctor", "--unknown"],
@@ -40,7 +45,8 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["demo"], ["ask"], ["doctor"], ["local"], ["local", "list"], ["local", "pull"], ["probe"]]
+    "command",
+    [[], ["demo"], ["storm"], ["ask"], ["doctor"], ["local"], ["local", "list"], ["local", "pull"], ["probe"]],
 )
 def test_help_fits_a_terminal(command: list[str]) -> None:
     """Each command has a help of lines no longer than 80."""

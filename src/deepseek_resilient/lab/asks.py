@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
@@ -52,9 +53,14 @@ class Problem:
 
     def body(self) -> bytes:
         """The JSON of it."""
-        kind = self.type or _TYPES.get(self.status, "invalid_request_error")
-        error = {"message": self.message, "type": kind, "param": None, "code": self.code}
-        return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")
+        return _body(self)
+
+
+@lru_cache(maxsize=256)
+def _body(problem: Problem) -> bytes:
+    kind = problem.type or _TYPES.get(problem.status, "invalid_request_error")
+    error = {"message": problem.message, "type": kind, "param": None, "code": problem.code}
+    return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)

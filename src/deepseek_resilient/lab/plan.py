@@ -23,12 +23,46 @@ RECOVERED: Final = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of the storm: `load` as a share of capacity, and the fault that all requests meet meanwhile."""
+    """A part of the storm: `load` as a share of capacity, and the fault that requests meet meanwhile, each with
+    `probability`."""
 
     name: str
     seconds: float
     load: float
     fault: str = ""
+    probability: float = 1.0
+
+
+def spans(phases: Sequence[Phase]) -> list[tuple[Phase, float, float]]:
+    """Every phase with its beginning and end, seconds from the start."""
+    marks = [0.0, *accumulate(phase.seconds for phase in phases)]
+    return [(phase, *span) for phase, span in zip(phases, pairwise(marks), strict=True)]
+
+
+def windows(phases: Sequence[Phase]) -> list[dict[str, Any]]:
+    """The phases' faults as the lab's script takes them, counted from the start."""
+    return [
+        {"fault": phase.fault, "start": begin, "duration": end - begin, "probability": phase.probability}
+        for phase, begin, end in spans(phases)
+        if phase.fault
+    ]
+
+
+def arrivals(phases: Sequence[Phase], capacity: float, seed: int, drain: float = 0.0) -> list[float]:
+    """When callers come: a Poisson process with the load of each phase, the same for the same seed.
+
+    In the last `drain` seconds nobody comes.
+    """
+    random = Random(seed)  # noqa: S311 -- a simulation, repeatable by its seed
+    times: list[float] = []
+    last = sum(phase.seconds for phase in phases) - drain
+    for phase, begin, end in spans(phases):
+        rate = phase.load * capacity
+        at = begin + random.expovariate(rate)
+        while at < min(end, last):
+            times.append(at)
+            at += random.expovariate(rate)
+    return times
 
 
 STORY: Final = (
@@ -82,8 +116,7 @@ class Plan:
 
     def spans(self) -> list[tuple[Phase, float, float]]:
         """Every phase with its beginning and end, seconds from the start."""
-        marks = [0.0, *accumulate(phase.seconds for phase in self.phases)]
-        return [(phase, *span) for phase, span in zip(self.phases, pairwise(marks), strict=True)]
+        return spans(self.phases)
 
     def span(self, name: str) -> tuple[float, float]:
         """Beginning and end of the phase of that name."""
@@ -95,24 +128,11 @@ class Plan:
 
     def windows(self) -> list[dict[str, Any]]:
         """The faults as the lab's script takes them, counted from the start."""
-        return [
-            {"fault": phase.fault, "start": begin, "duration": end - begin}
-            for phase, begin, end in self.spans()
-            if phase.fault
-        ]
+        return windows(self.phases)
 
     def arrivals(self) -> list[float]:
-        """When callers come: a Poisson process with the load of each phase, the same for the same seed."""
-        random = Random(self.seed)  # noqa: S311 -- a simulation, repeatable by its seed
-        times: list[float] = []
-        for phase, begin, end in self.spans():
-            rate = phase.load * self.capacity
-            stop = min(end, self.seconds - self.drain)
-            at = begin + random.expovariate(rate)
-            while at < stop:
-                times.append(at)
-                at += random.expovariate(rate)
-        return times
+        """When callers come."""
+        return arrivals(self.phases, self.capacity, self.seed, self.drain)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,22 +10,18 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
+from .child import Child
 from .load import RESULT
 from .plan import SLOT, CallRecord, Outcome
 from .process import LabProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from .plan import Plan
 
@@ -131,58 +127,17 @@ def _next(heard: queue.SimpleQueue[tuple[_Generator, str]], seconds: float) -> t
     return generator, line
 
 
-class _Generator:
-    """One load generator; a context manager that ends the process."""
+class _Generator(Child):
+    """One load generator."""
 
     def __init__(self, order: dict[str, Any], heard: queue.SimpleQueue[tuple[_Generator, str]]) -> None:
+        super().__init__("deepseek_resilient.lab.load", heard, last=RESULT)
         self._order = order
-        self._heard = heard
 
     def __enter__(self) -> Self:
-        # a file and not a pipe: nobody reads it while the storm lasts
-        self._errors: IO[bytes] = tempfile.TemporaryFile()
-        # a process group of its own: Ctrl-C at the terminal is for us, and we end it
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "deepseek_resilient.lab.load"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, process_group=0,
-        )  # fmt: skip
-        self._reader = threading.Thread(target=self._read, daemon=True, name="storm-reader")
-        self._reader.start()
+        super().__enter__()
         self.tell(json.dumps(self._order))
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._reader.join()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        self._errors.close()
-
-    def tell(self, line: str) -> None:
-        """Write a line to it."""
-        if self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):  # its end is heard from the reader
-                self._process.stdin.write(line + "\n")
-                self._process.stdin.flush()
-
-    def complaint(self) -> str:
-        """Its exit status, or the last line it wrote to stderr."""
-        self._errors.seek(0)
-        lines = self._errors.read(65536).decode("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines else f"exit status {self._process.wait()}"
-
-    def _read(self) -> None:
-        over = False
-        for line in self._process.stdout or ():
-            self._heard.put((self, line))
-            over = line.startswith(RESULT)
-        if not over:
-            self._heard.put((self, ""))
 
 
 class _Core:

@@ -1,0 +1,72 @@
+"""A process of the lab's that is told lines and tells lines, and does not outlive its owner."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+import threading
+from typing import IO, TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    import queue
+    from types import TracebackType
+
+
+class Child:
+    """One running module of the lab; a context manager that ends the process.
+
+    What it writes comes into `heard` with the child itself, line by line; "" is its end, unless a line that begins with
+    `last` came before it.
+    """
+
+    def __init__(self, module: str, heard: queue.SimpleQueue[tuple[Any, str]], last: str = "") -> None:
+        self._module = module
+        self._heard = heard
+        self._last = last
+
+    def __enter__(self) -> Self:
+        # a file and not a pipe: nobody reads it while the process works
+        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        # a process group of its own: Ctrl-C at the terminal is for us, and we end it
+        self._process = subprocess.Popen(  # noqa: S603 -- ourselves
+            [sys.executable, "-m", self._module],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, process_group=0,
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True, name="lab-reader")
+        self._reader.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self._errors.close()
+
+    def tell(self, line: str) -> None:
+        """Write a line to it."""
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # its end is heard from the reader
+                self._process.stdin.write(line + "\n")
+                self._process.stdin.flush()
+
+    def complaint(self) -> str:
+        """Its exit status, or the last line it wrote to stderr."""
+        self._errors.seek(0)
+        lines = self._errors.read(65536).decode("utf-8", "replace").strip().splitlines()
+        return lines[-1] if lines else f"exit status {self._process.wait()}"
+
+    def _read(self) -> None:
+        over = False
+        for line in self._process.stdout or ():
+            self._heard.put((self, line))
+            over = bool(self._last) and line.startswith(self._last)
+        if not over:
+            self._heard.put((self, ""))

@@ -1,0 +1,104 @@
+"""`storm`: results as they come, a run that goes on where it was ended, and how it ends when it is ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .command import alive, descendants, environment, inside, run, start, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SMALL = ("storm", "--scenario", "outage_hang", "--contender", "finagle", "aws_standard", "--processes", "2")
+LONG = ("storm", "--scenario", "outage_hang", "--contender", "finagle", "--json", "all.json", "--processes", "2")
+
+
+def test_a_run_goes_on_where_it_was_ended(tmp_path: Path) -> None:
+    """What is in the file is not run again; the same numbers come of it, the same bytes of each run."""
+    status, first, err = run(*SMALL, "--seeds", "1", "--json", "all.json", cwd=tmp_path)
+    assert 0 == status, err
+    assert ["1/2", "2/2"] == [line.split()[0] for line in err.splitlines()]
+    before = (tmp_path / "all.json").read_text().splitlines()
+    with (tmp_path / "all.json").open("a") as file:
+        file.write('{"scenario":"outage_hang","contender":"fina')  # killed while it wrote
+    status, again, err = run(*SMALL, "--seeds", "1", "--json", "all.json", cwd=tmp_path)
+    assert (0, first, "") == (status, again, err)
+    assert before == (tmp_path / "all.json").read_text().splitlines()
+    (tmp_path / "all.json").unlink()
+    run(*SMALL, "--seeds", "1", "--json", "all.json", cwd=tmp_path)
+    assert sorted(before) == sorted((tmp_path / "all.json").read_text().splitlines())
+    assert all(len(line) <= 100 for line in first.splitlines())
+    assert {"aws_standard", "finagle"} <= {line.split()[0] for line in first.splitlines()}
+
+
+def workers(storm: Any) -> set[int]:
+    """Both, once they are there."""
+
+    def both() -> set[int]:
+        found = descendants(storm.pid)
+        return found if len(found) >= 2 else set()
+
+    found: set[int] = until(both)
+    return found
+
+
+def test_ctrl_c_shows_what_is_done_and_leaves_no_process(tmp_path: Path) -> None:
+    """SIGINT: status 130, the table of what is finished, which is in the file."""
+    storm = start(*LONG, "--seeds", "5000", cwd=tmp_path)
+    children = workers(storm)
+    until(lambda: (tmp_path / "all.json").read_text().count("\n") >= 1, 60)
+    storm.send_signal(signal.SIGINT)
+    out, err = storm.communicate(timeout=30)
+    assert 130 == storm.returncode
+    assert b"Traceback" not in err
+    lines = (tmp_path / "all.json").read_text().splitlines()
+    assert f"interrupted: {len(lines)} of 5000 runs are done" in err.decode()
+    assert all(json.loads(line)["contender"] == "finagle" for line in lines)
+    assert b"finagle" in out
+    until(lambda: not alive(children), 5)
+
+
+def test_a_killed_one_leaves_no_process(tmp_path: Path) -> None:
+    """SIGKILL: the workers end by themselves, in the middle of a run too."""
+    storm = start(*LONG, "--seeds", "5000", cwd=tmp_path)
+    children = workers(storm)
+    storm.kill()
+    storm.communicate(timeout=30)
+    until(lambda: not alive(children), 15)
+
+
+def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
+    """Status 2, one sentence, no process."""
+    storm = start(*LONG, "--seeds", "5000", cwd=tmp_path)
+    children = workers(storm)
+    os.kill(min(children), signal.SIGKILL)
+    out, err = storm.communicate(timeout=30)
+    assert (2, b"") == (storm.returncode, out)
+    assert b"deepseek-resilient: a worker ended too early: exit status -9" == err.splitlines()[-1]
+    until(lambda: not alive(children), 5)
+
+
+def test_the_list_names_all() -> None:
+    """Storms and clients, each with what it is."""
+    from deepseek_resilient.lab.benchmark.contenders import CONTENDERS
+    from deepseek_resilient.lab.benchmark.scenarios import SCENARIOS
+
+    status, out, err = inside("storm", "--list", env=environment())
+    assert (0, "") == (status, err)
+    assert [*SCENARIOS, *CONTENDERS] == [line.split()[0] for line in out.splitlines() if line]
+
+
+@pytest.mark.parametrize("text", ["mine", '{"scenario": 1}'])
+def test_a_file_of_something_else_stays_as_it_is(text: str, tmp_path: Path) -> None:
+    """Told before anything is run."""
+    path = tmp_path / "mine.txt"
+    path.write_text(text + "\n")
+    status, out, err = inside("storm", "--json", str(path), env=environment())
+    assert (2, "") == (status, out)
+    assert f"deepseek-resilient: {path} cannot be used: line 1 is no result of the storm lab.\n" == err
+    assert text + "\n" == path.read_text()
