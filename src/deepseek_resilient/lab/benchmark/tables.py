@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass
 from functools import reduce
 from statistics import median
@@ -96,8 +97,9 @@ def text(results: Sequence[Result]) -> str:
         widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
         between = "  " if sum(widths) + 2 * len(widths) - 2 <= WIDTH else " "
         lines = [between.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        parts.append("\n".join([f"{name}: {SCENARIOS[name].about}", *(line.rstrip() for line in lines)]))
-    behind = _behind(found)
+        about = textwrap.fill(f"{name}: {SCENARIOS[name].about}", WIDTH)
+        parts.append("\n".join([about, *(line.rstrip() for line in lines)]))
+    behind = [textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in _behind(found)]
     return "\n\n".join([*parts, "\n".join(["Where ours is not first:", *behind])] if behind else parts)
 
 
