@@ -44,7 +44,7 @@ async def pass_day(loop: VirtualLoop, calls: float, *, reload: bool) -> tuple[Ga
 
 
 @pytest.mark.usefixtures("no_log")
-@pytest.mark.parametrize(("reload", "calls"), [(False, 200.0), (True, 100.0)])
+@pytest.mark.parametrize(("reload", "calls"), [(False, 100.0), (True, 60.0)])
 def test_a_day_of_a_gateway(reload: bool, calls: float) -> None:
     """With one engine all day, and with a new one each hour: what there is after each hour was there before it."""
     loop = VirtualLoop()
@@ -52,8 +52,8 @@ def test_a_day_of_a_gateway(reload: bool, calls: float) -> None:
         day, watch = runner.run(pass_day(loop, calls, reload=reload))
     assert {} == watch.grown()
     counts = {name: account.counts for name, account in day.gateway.accounts.by_name.items()}
-    assert sum(count.requests for count in counts.values()) > 5_000
+    assert sum(count.requests for count in counts.values()) > 2_500
     for name in ("paced", "narrow", "poor"):
-        assert counts[name].limited > 10, name
-    assert counts["free"].hung_up > 5
-    assert sum(count.remembered for count in counts.values()) > 100
+        assert counts[name].limited > 5, name
+    assert counts["free"].hung_up > 2
+    assert sum(count.remembered for count in counts.values()) > 50
