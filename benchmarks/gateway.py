@@ -119,6 +119,7 @@ async def refusals(options: argparse.Namespace) -> None:
     with server("gateway", "http://127.0.0.1:9101", 9110, core=0, rate=1e-3) as door:
         nobody = door._replace(key="nobody")
         await load(nobody, CHAT, callers=16, seconds=1.0, status=401)
+        await load(door, CHAT, callers=1, seconds=0.0, status=502)  # the one that its rate allows; no upstream is there
         for name, at, status in (("no such key", nobody, 401), ("over its rate", door, 429)):
             before, began = cpu(door.pid), time.perf_counter()
             callers = await load(at, CHAT, callers=16, seconds=options.seconds, status=status)
