@@ -414,8 +414,8 @@ def test_work_that_is_given_up_keeps_its_place_for_the_usual_time():
 
 
 def test_work_given_up_late_keeps_its_place_for_as_long_again_but_not_for_ever():
-    """Ten times the usual time at most; without a usual time, as long again."""
-    for usual, elapsed, more in ((4.0, 6.0, 6.0), (1.0, 50.0, 10.0), (None, 50.0, 50.0)):
+    """Ten times the usual time at most; without a usual time, ten seconds."""
+    for usual, elapsed, more in ((4.0, 6.0, 6.0), (1.0, 50.0, 10.0), (None, 5.0, 5.0), (None, 50.0, 10.0)):
         it = places(2)
         if usual is not None:
             it.answered(usual, Sample(0.0, usual, SIZE, None))

@@ -156,8 +156,8 @@ class PlacesMachine(RuleBasedStateMachine):
         started = self.attempts.pop(index % len(self.attempts))
         usual, elapsed = self.places.expected(stream=size[0]), self.now - started
         self.places.abandon(self.now, Sample(started, elapsed, size, None))
-        left = max(usual - elapsed, elapsed)
-        self.abandoned.append((self.now + (min(left, 10 * usual) if usual else left), started))
+        left = min(max(usual - elapsed, elapsed), 10 * (usual or 1.0))
+        self.abandoned.append((self.now + left, started))
         self.admit()
 
     @precondition(lambda self: self.waiting)
