@@ -35,8 +35,9 @@ PYTORCH = ("torch==2.13.0", "transformers[serving]>=5")
 
 COVERED = ["--cov=deepseek_resilient.core", "--cov-branch"]
 COUNTED = ["--cov-append", "--cov-report=term-missing:skip-covered", "--cov-fail-under=100"]
-COMPUTED = ("tests/unit", "tests/scenarios", "tests/drivers")
-"""Tests that only compute, with a clock of their own: they may share the processors. The others get them alone."""
+COMPUTED = ("tests/scenarios", "tests/drivers", "tests/unit")
+"""Tests that only compute, with a clock of their own: they may share the processors, the longest first. The others get
+them alone."""
 STEPS: dict[str, list[list[str]]] = {
     "format": [["-m", "ruff", "format", "--check", "."]],
     "lint": [["-m", "ruff", "check", "--output-format=concise", "."]],

@@ -43,6 +43,7 @@ def assert_nothing_is_in_flight(day: Day) -> None:
     assert {0} == {each.in_flight for each in day.engine.statistics().upstreams.values()}
 
 
+@pytest.mark.no_cover
 @pytest.mark.usefixtures("no_log")
 def test_a_day_of_an_engine() -> None:
     """50,000 calls: what there is after each hour from the third on is what there was before it."""

@@ -43,6 +43,7 @@ async def pass_day(loop: VirtualLoop, calls: float, *, reload: bool) -> tuple[Ga
     return day, watch
 
 
+@pytest.mark.no_cover
 @pytest.mark.usefixtures("no_log")
 @pytest.mark.parametrize(("reload", "calls"), [(False, 100.0), (True, 60.0)])
 def test_a_day_of_a_gateway(reload: bool, calls: float) -> None:

@@ -121,12 +121,12 @@ class Places:
     def leave(self, waiter: Waiter, now: float) -> None:
         """Wait no longer, whatever became of it; gives back a place that was granted meanwhile. Safe to repeat."""
         with self._lock:
-            if waiter.left:
+            if waiter.left or waiter.refused:
                 return
             waiter.left = True
             if waiter.granted:
                 self._limit.left(now)
-            elif not waiter.refused:
+            else:
                 self._remove(waiter)
                 if now < waiter.until:
                     self._learn_patience(now - waiter.came)
