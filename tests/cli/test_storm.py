@@ -14,7 +14,17 @@ from .command import alive, descendants, environment, inside, run, start, until
 if TYPE_CHECKING:
     from pathlib import Path
 
-SMALL = ("storm", "--scenario", "outage_hang", "--contender", "finagle", "aws_standard", "--processes", "2")
+SMALL = (
+    "storm",
+    "--scenario",
+    "outage_hang",
+    "--contender",
+    "finagle",
+    "--contender",
+    "aws_standard",
+    "--processes",
+    "2",
+)
 LONG = ("storm", "--scenario", "outage_hang", "--contender", "finagle", "--json", "all.json", "--processes", "2")
 
 

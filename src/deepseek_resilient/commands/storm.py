@@ -34,8 +34,8 @@ def add(commands: Any) -> None:
         "answers. Medians over the seeds (smallest-largest). With --json what was ended goes on where it stopped.",
     )
     line.add_argument("--list", action="store_true", help="the names of all storms and clients, and what they are")
-    line.add_argument("--scenario", nargs="+", metavar="NAME", help="these storms only")
-    line.add_argument("--contender", nargs="+", metavar="NAME", help="these clients only")
+    line.add_argument("--scenario", nargs="+", action="extend", metavar="NAME", help="these storms only")
+    line.add_argument("--contender", nargs="+", action="extend", metavar="NAME", help="these clients only")
     line.add_argument("--seeds", type=_count, default=5, metavar="N", help="so many runs of each (default: 5)")
     line.add_argument(
         "--json", type=Path, metavar="FILE", help="add each result to a file, a line each; what is there is kept"
