@@ -1,7 +1,7 @@
 """Everything that must hold before a commit: format, lint, types, tests. What CI runs.
 
     python3 check.py            # all of it, in an environment of its own (.venv-check)
-    python3 check.py --fast     # only the tests that compute, none that starts a server or a process
+    python3 check.py --fast     # without the tests that want the processors for themselves
     python3 check.py --only types
 
 Needs Python 3.11 or newer with pip; sets up the rest itself, and again whenever pyproject.toml changed. The tests of
@@ -35,16 +35,16 @@ PYTORCH = ("torch==2.13.0", "transformers[serving]>=5")
 
 COVERED = ["--cov=deepseek_resilient.core", "--cov-branch"]
 COUNTED = ["--cov-append", "--cov-report=term-missing:skip-covered", "--cov-fail-under=100"]
-COMPUTED = ("tests/scenarios", "tests/drivers", "tests/unit")
-"""Tests that only compute, with a clock of their own: they may share the processors, the longest first. The others get
-them alone."""
+SHARED = ("tests/scenarios", "tests/lab", "tests/docs", "tests/drivers", "tests/unit")
+"""Tests that may share the processors, most of them with a clock of their own; the longest first. The others get them
+alone."""
 STEPS: dict[str, list[list[str]]] = {
     "format": [["-m", "ruff", "format", "--check", "."]],
     "lint": [["-m", "ruff", "check", "--output-format=concise", "."]],
     "types": [["-m", "mypy", "-p", "deepseek_resilient"], ["-m", "mypy", "tests/typing"]],
     "tests": [
-        ["-m", "pytest", "-q", "-n", "auto", *COVERED, "--cov-report=", *COMPUTED],
-        ["-m", "pytest", "-q", *COVERED, *COUNTED, *(f"--ignore={folder}" for folder in COMPUTED)],
+        ["-m", "pytest", "-q", "-n", "auto", *COVERED, "--cov-report=", *SHARED],
+        ["-m", "pytest", "-q", *COVERED, *COUNTED, *(f"--ignore={folder}" for folder in SHARED)],
     ],
 }
 
@@ -71,7 +71,7 @@ def set_up() -> None:
 def main() -> int:
     """Run the steps; the exit status is that of the first that failed, after all have run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fast", action="store_true", help="only the tests that compute")
+    parser.add_argument("--fast", action="store_true", help="without the tests that want the processors for themselves")
     parser.add_argument("--only", choices=STEPS, action="append", help="this step only (may be repeated)")
     options = parser.parse_args()
     set_up()

@@ -88,7 +88,7 @@ class AnswerCache:
 
     def add(self, key: bytes, answer: Answer) -> bool:
         """Keep it; False for what is too old, or takes more than a tenth of all."""
-        if not self.keeps or size_of(answer) * 10 > self._policy.max_bytes:
+        if size_of(answer) * 10 > self._policy.max_bytes:
             return False
         with self._lock:
             self._answers[key] = answer
