@@ -35,7 +35,7 @@ PYTORCH = ("torch==2.13.0", "transformers[serving]>=5")
 
 COVERED = ["--cov=deepseek_resilient.core", "--cov-branch"]
 COUNTED = ["--cov-append", "--cov-report=term-missing:skip-covered", "--cov-fail-under=100"]
-SHARED = ("tests/scenarios", "tests/lab", "tests/docs", "tests/drivers", "tests/unit")
+SHARED = [f"tests/{name}" for name in ("scenarios", "cli", "lab", "docs", "middleware", "telemetry", "drivers", "unit")]
 """Tests that may share the processors, most of them with a clock of their own; the longest first. The others get them
 alone."""
 STEPS: dict[str, list[list[str]]] = {
@@ -43,8 +43,8 @@ STEPS: dict[str, list[list[str]]] = {
     "lint": [["-m", "ruff", "check", "--output-format=concise", "."]],
     "types": [["-m", "mypy", "-p", "deepseek_resilient"], ["-m", "mypy", "tests/typing"]],
     "tests": [
-        ["-m", "pytest", "-q", "-n", "auto", *COVERED, "--cov-report=", *SHARED],
-        ["-m", "pytest", "-q", *COVERED, *COUNTED, *(f"--ignore={folder}" for folder in SHARED)],
+        ["-m", "pytest", "-q", "-n", "auto", "--dist", "worksteal", *COVERED, "--cov-report=", *SHARED],
+        ["-m", "pytest", "-q", "--durations=15", *COVERED, *COUNTED, *(f"--ignore={folder}" for folder in SHARED)],
     ],
 }
 
