@@ -119,7 +119,7 @@ def test_never_more_requests_than_promised(most: int, server: LabProcess) -> Non
 
 def test_never_longer_than_promised(server: LabProcess) -> None:
     """What hangs is left at the end of the time; what was known by then is told."""
-    server.script(next=["ok"] * 49 + ["hang"] * 50, settings={"service_time": 0.001})
+    server.script(next=["ok"] * 20 + ["hang"] * 50, settings={"service_time": 0.05})
     status, told = probe(server, "--seconds", "4")
     assert (1, "seconds") == (status, told["end"])
     assert 4 <= told["spent"]["seconds"] < 10
