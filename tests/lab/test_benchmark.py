@@ -96,7 +96,7 @@ def small(name: str) -> Scenario:
 def test_every_scenario_runs(name: str) -> None:
     """Every caller learns how it ended, within its patience; the servers saw all attempts; a line can be read again."""
     scenario = small(name)
-    found = run(scenario, "ours", 1)
+    found = run(scenario, CONTENDERS["ours"], 1)
     assert found.calls
     assert all(call.ended is not None and call.ended - call.began <= scenario.patience + 1e-9 for call in found.calls)
     assert len(found.attempts) == sum(server["attempts"] for server in found.servers)
@@ -108,11 +108,11 @@ def test_every_scenario_runs(name: str) -> None:
 def test_the_same_seed_gives_the_same_bytes(contender: str) -> None:
     """Of each contender, and another seed gives others; the callers come at the same times for all of them."""
     scenario = small("overload_3")
-    first, second, other = (run(scenario, contender, seed) for seed in (1, 1, 2))
+    first, second, other = (run(scenario, CONTENDERS[contender], seed) for seed in (1, 1, 2))
     assert line_of(first) == line_of(second)
     assert first == second
     assert line_of(first) != line_of(other)
-    assert [call.began for call in first.calls] == [call.began for call in run(scenario, "naive", 1).calls]
+    assert [call.began for call in first.calls] == [call.began for call in run(scenario, CONTENDERS["naive"], 1).calls]
 
 
 def test_layers_multiply_the_attempts() -> None:
@@ -124,13 +124,13 @@ def test_layers_multiply_the_attempts() -> None:
         patience=1000.0,
         layers=("openai_2", "openai_2"),
     )
-    found = run(outage, "openai_2", 1)
+    found = run(outage, CONTENDERS["openai_2"], 1)
     assert 27 * len(found.calls) == len(found.attempts)
 
 
 def test_a_crowd_is_always_as_many_until_all_have_called() -> None:
     """The next comes as soon as one is told."""
-    found = run(replace(SCENARIOS["stress"], crowd=5, calls=20), "naive", 1)
+    found = run(replace(SCENARIOS["stress"], crowd=5, calls=20), CONTENDERS["naive"], 1)
     assert 20 == len(found.calls)
     assert 5 == sum(call.began == 0.0 for call in found.calls)
 

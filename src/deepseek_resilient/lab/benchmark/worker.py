@@ -12,6 +12,7 @@ import os
 import queue
 import threading
 
+from .contenders import CONTENDERS
 from .results import line_of
 from .scenarios import SCENARIOS
 from .world import run
@@ -26,7 +27,7 @@ def main() -> None:
     gc.set_threshold(100_000, 50, 50)
     while True:
         scenario, contender, seed = json.loads(jobs.get())
-        print(line_of(run(SCENARIOS[scenario], contender, seed)), flush=True)
+        print(line_of(run(SCENARIOS[scenario], CONTENDERS[contender], seed)), flush=True)
 
 
 def _hear(jobs: queue.SimpleQueue[bytes]) -> None:

@@ -20,7 +20,7 @@ from deepseek_resilient.lab.settings import LabSettings
 from deepseek_resilient.lab.virtual import HEADERS, VirtualDeepSeek, virtual_request
 
 from .answers import complete
-from .contenders import CONTENDERS, Client, Surroundings
+from .contenders import CONTENDERS, Client, Contender, Surroundings
 from .record import Call, Record
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .scenario import Scenario
 
 
-def run(scenario: Scenario, contender: str, seed: int) -> Record:
+def run(scenario: Scenario, contender: Contender, seed: int) -> Record:
     """Let all callers in, until each of them knows how it ended."""
     return _World(scenario, contender, seed).run()
 
@@ -42,7 +42,7 @@ def _random(seed: int, what: str) -> Random:
 
 
 class _World:
-    def __init__(self, scenario: Scenario, contender: str, seed: int) -> None:
+    def __init__(self, scenario: Scenario, contender: Contender, seed: int) -> None:
         self._scenario = scenario
         self._contender = contender
         self._seed = seed
@@ -70,7 +70,7 @@ class _World:
         calls = tuple(sorted(self._calls, key=lambda call: call.began))
         servers = tuple(model.statistics() for model in self._models.values())
         return Record(
-            scenario=scenario, contender=self._contender, seed=self._seed, calls=calls,
+            scenario=scenario, contender=self._contender.name, seed=self._seed, calls=calls,
             attempts=tuple(self._attempts), servers=servers,
         )  # fmt: skip
 
@@ -101,7 +101,7 @@ class _World:
             stream=self._scenario.stream,
             servers=tuple(f"https://{name}" for name in servers) if len(servers) > 1 else (),
         )
-        client = CONTENDERS[self._contender].make(around, None)
+        client = self._contender.make(around, None)
         for layer in reversed(self._scenario.layers):
             client = CONTENDERS[layer].make(around, client)
         return client
