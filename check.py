@@ -43,7 +43,19 @@ STEPS: dict[str, list[list[str]]] = {
     "lint": [["-m", "ruff", "check", "--output-format=concise", "."]],
     "types": [["-m", "mypy", "-p", "deepseek_resilient"], ["-m", "mypy", "tests/typing"]],
     "tests": [
-        ["-m", "pytest", "-q", "-n", "auto", "--dist", "worksteal", *COVERED, "--cov-report=", *SHARED],
+        [
+            "-m",
+            "pytest",
+            "-q",
+            "--durations=15",
+            "-n",
+            "auto",
+            "--dist",
+            "worksteal",
+            *COVERED,
+            "--cov-report=",
+            *SHARED,
+        ],
         ["-m", "pytest", "-q", "--durations=15", *COVERED, *COUNTED, *(f"--ignore={folder}" for folder in SHARED)],
     ],
 }

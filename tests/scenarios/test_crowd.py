@@ -9,6 +9,8 @@ from worlds import DRIVERS, Caller, Run, Scenario, quick, run_everywhere
 
 from deepseek_resilient import ConcurrencyPolicy, Policy, StreamPolicy
 
+pytestmark = pytest.mark.no_cover  # long, and what they go through is covered by the unit tests
+
 SERVER: dict[str, Any] = {"slots": 1, "service_time": 1.0, "queue_limit": 100}
 
 

@@ -24,6 +24,8 @@ from deepseek_resilient.lab.faults import Fault, Window
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+pytestmark = pytest.mark.no_cover  # long, and what they go through is covered by the unit tests
+
 KNOWN = 2.0
 """From when on calls are counted."""
 
