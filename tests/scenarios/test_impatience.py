@@ -23,9 +23,9 @@ from deepseek_resilient.lab.virtual import virtual_request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.no_cover  # long, and what they go through is covered by the unit tests
-
     from deepseek_resilient.core.messages import Request
+
+pytestmark = pytest.mark.no_cover  # long, and what they go through is covered by the unit tests
 
 CAPACITY, KNOWN, SECONDS, PAUSE = 40.0, 5.0, 25.0, 0.1
 
