@@ -86,9 +86,10 @@ def test_what_can_be_off_is_false(tmp_path: Path) -> None:
     assert settings.policy.stream.silence is None
 
 
-def test_the_metrics_of_tenants_are_told_as_they_are() -> None:
+def test_the_metrics_of_the_gateway_are_told_as_they_are() -> None:
     """Name, type and meaning, in their order."""
-    text = exposition([], {"a": {**asdict(Counts()), "spent_today": 0.0}}).decode()
+    status = {"workers": [{"ready": True}], "tenants": {"a": {**asdict(Counts()), "spent_today": 0.0}}}
+    text = exposition([], status).decode()
     head = r"# HELP deepseek_resilient_gateway_(\w+) (.+)\n# TYPE \S+ (\w+)"
     known = [(name, kind, meaning) for name, meaning, kind in re.findall(head, text)]
     assert known

@@ -290,6 +290,7 @@ def test_metrics_of_two_workers_are_one_exposition(lab: LabProcess, folder: Path
     }
     assert 20 == samples["deepseek_resilient_gateway_answered_total", "search"]
     assert 20 == sum(value for (name, *_), value in samples.items() if name == "deepseek_resilient_calls_total")
+    assert (2, 2) == tuple(samples[f"deepseek_resilient_gateway_{name}",] for name in ("workers", "workers_ready"))
     assert key not in text
 
 

@@ -155,7 +155,7 @@ class GatewayDay:
         """What its pages show, as the supervisor and Prometheus ask for it."""
         status = merged([snapshot(self.gateway, self.decisions)])
         self._reader.get_metrics_data()
-        return exposition([self.metrics.text()], status["tenants"])
+        return exposition([self.metrics.text()], {"workers": [{"ready": True}], **status})
 
     async def _come(self, caller: Caller) -> None:
         """At its time; who is refused tries again at once, and once more when it may."""

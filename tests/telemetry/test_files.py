@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from deepseek_resilient import CachePolicy, DeepSeek, HedgePolicy, RatePolicy, RoutingPolicy, Upstream
+from deepseek_resilient.gateway.metrics import exposition as gateway_exposition
+from deepseek_resilient.gateway.tenants import Counts
 from deepseek_resilient.lab import LabProcess
 from deepseek_resilient.telemetry.gauges import PREFIX, ROWS
 from deepseek_resilient.telemetry.prometheus import COUNTERS, HISTOGRAMS, PrometheusMetrics
@@ -57,7 +60,7 @@ def promtool(*arguments: str, given: str | None = None) -> str:
 @needs_promtool
 def test_the_rules_are_good() -> None:
     """Each can be read, and is told as a rule."""
-    assert "10 rules found" in promtool("check", "rules", "alerts.yml")
+    assert "13 rules found" in promtool("check", "rules", "alerts.yml")
 
 
 @needs_promtool
@@ -70,6 +73,7 @@ def test_the_rules_do_what_they_say() -> None:
 def test_the_metrics_follow_the_conventions(exposition: str) -> None:
     """Names, units and help, of a real exposition."""
     assert "" == promtool("check", "metrics", given=exposition)
+    assert "" == promtool("check", "metrics", given=of_gateway())
 
 
 def labels_of() -> dict[str, set[str]]:
@@ -82,6 +86,15 @@ def labels_of() -> dict[str, set[str]]:
     for row in ROWS:
         known[PREFIX + row.name + "_total" * row.counter] = {"engine", *row.labels}
     return known
+
+
+def of_gateway() -> str:
+    """What a gateway with a tenant exposes of itself."""
+    status = {"workers": [{"ready": True}], "tenants": {"a": {**asdict(Counts()), "spent_today": 0.0}}}
+    return gateway_exposition([], status).decode()
+
+
+GATEWAY = {name: {"tenant"} if labels else set() for name, labels in re.findall(r"^(\w+)(\{)?", of_gateway(), re.M)}
 
 
 def expressions() -> list[str]:
@@ -97,7 +110,8 @@ def test_every_metric_of_the_files_is_exposed(exposition: str) -> None:
     exposed = {
         name + "_bucket" * (kind == "histogram") for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", exposition, re.M)
     }
-    known = labels_of()
+    exposed |= GATEWAY.keys()
+    known = labels_of() | GATEWAY
     asked = [use for text in expressions() for use in re.findall(rf"\b({PREFIX}\w+)(?:\{{([^}}]*)\}})?", text)]
     assert 40 < len(asked)
     for name, selector in asked:
@@ -108,7 +122,7 @@ def test_every_metric_of_the_files_is_exposed(exposition: str) -> None:
 def test_every_metric_is_exposed_and_shown(exposition: str) -> None:
     """What is worth a metric is worth a line of the dashboard; a few are for questions of one's own."""
     shown = " ".join(expressions())
-    unseen = {name for name in labels_of() if not re.search(rf"\b{name}\b", shown)}
+    unseen = {name for name in labels_of() | GATEWAY if not re.search(rf"\b{name}\b", shown)}
     quiet = {"circuit_openings_total", "gate_closings_total", "cache_entries", "cache_bytes", "model_changes_total"}
     assert {PREFIX + name for name in quiet | {"unpriced_attempts_total"}} == unseen
     for row in ROWS:

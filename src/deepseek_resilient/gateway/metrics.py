@@ -1,4 +1,4 @@
-"""A gateway's metrics for Prometheus: those of its workers' engines added up, and those of its tenants.
+"""A gateway's metrics for Prometheus: those of its engines added up, of its workers, and of its tenants.
 
 Each worker tells its own exposition; what has the same name and labels is added up. A worker that dies takes its counts
 along, which Prometheus sees as a reset, as with any process. Labels are bounded: tenants are those of the settings.
@@ -52,11 +52,12 @@ class WorkerMetrics:
 
 
 class _Together:
-    """What several workers told, and how the tenants stand."""
+    """What several workers told, and how they and the tenants stand."""
 
-    def __init__(self, texts: Iterable[str], tenants: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, texts: Iterable[str], status: dict[str, Any]) -> None:
         self._texts = texts
-        self._tenants = tenants
+        self._workers: list[dict[str, Any]] = status["workers"]
+        self._tenants: dict[str, dict[str, Any]] = status.get("tenants", {})
 
     def collect(self) -> Iterator[Metric]:
         """For a registry."""
@@ -76,7 +77,13 @@ class _Together:
                 summed[key] = sample._replace(value=value)
             family.samples = list(summed.values())
             yield family
+        yield from self._of_workers()
         yield from self._of_tenants()
+
+    def _of_workers(self) -> Iterator[Metric]:
+        ready = sum(worker["ready"] for worker in self._workers)
+        yield GaugeMetricFamily(_PREFIX + "workers", "Workers that there should be.", len(self._workers))
+        yield GaugeMetricFamily(_PREFIX + "workers_ready", "Those of them that take calls.", ready)
 
     def _of_tenants(self) -> Iterator[Metric]:
         for name, meaning in _COUNTED.items():
@@ -94,8 +101,8 @@ class _Together:
             yield gauge
 
 
-def exposition(texts: Iterable[str], tenants: dict[str, dict[str, Any]]) -> bytes:
-    """All of it in Prometheus' text format."""
+def exposition(texts: Iterable[str], status: dict[str, Any]) -> bytes:
+    """What the workers told and the gateway's `status`, in Prometheus' text format."""
     registry = CollectorRegistry()
-    registry.register(_Together(texts, tenants))
+    registry.register(_Together(texts, status))
     return generate_latest(registry)

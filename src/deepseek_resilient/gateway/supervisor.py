@@ -102,7 +102,7 @@ class Supervisor:
     async def metrics(self) -> bytes:
         """Of all workers together, for Prometheus."""
         texts = await asyncio.gather(*(worker.metrics() for worker in self._workers))
-        return exposition(texts, (await self.status()).get("tenants", {}))
+        return exposition(texts, await self.status())
 
     def report_ready(self) -> None:
         """A worker takes calls."""
