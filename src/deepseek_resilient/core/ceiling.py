@@ -7,9 +7,9 @@ believed. But nobody is told when the server takes more, so one more than it sta
 
       next probe = max(first, held / 2) after the last one, held = now - when the number last changed
 
-  so a rise is noticed within a third of the time for which the limit stood, and a limit that stands for good costs about
-  ten refused requests in its first minute and one per `probe_interval` later. Nothing is spent while fewer calls are in
-  flight than were stated;
+  so a rise is noticed within a third of the time for which the limit stood, and a limit that stands for good costs a
+  dozen refused requests in its first minute and one per `probe_interval` later. Nothing is spent while fewer calls are
+  in flight than were stated;
 - as soon as an attempt that began after the probe was let in is answered, and no 429 came, the server takes that many:
   the ceiling goes on from there by 1, 2, 4 ... up to a quarter of itself, one step per answer (slow start, as in RFC
   5681; the cautious quarter bounds how many are refused where it ends);
