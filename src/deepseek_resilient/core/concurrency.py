@@ -191,6 +191,19 @@ class Places:
             else:
                 self._limit.overloaded(now, started)
 
+    def pause(self, now: float) -> None:
+        """For a time nothing will be sent: the target asked for it."""
+        with self._lock:
+            self._limit.pause(now)
+
+    def resume(self, now: float) -> None:
+        """The target works again after an outage."""
+        with self._lock:
+            self._limit.resume(now)
+            admitted = self._admit(now)
+        for one in admitted:
+            one.ring()
+
     def expected(self, *, stream: bool) -> float:
         """Seconds until the first content of a stream, or until the end of another answer, as of late; 0 at first."""
         with self._lock:
