@@ -20,6 +20,7 @@ Sources: M. Nygard, "Release It!"; names after Polly 8's circuit breaker strateg
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -104,9 +105,9 @@ class Breaker:
         self._telling = False
 
     @property
-    def refuses(self) -> bool:
-        """Whether calls are refused while it is open; otherwise they may wait."""
-        return self._policy.when_open == "refuse"
+    def patience(self) -> float:
+        """For how long, in seconds, a call may wait while it is open."""
+        return {"refuse": 0.0, "pause": self._policy.max_break_duration, "wait": math.inf}[self._policy.when_open]
 
     def try_acquire(self, now: float) -> Permit | float:
         """A permit; or, refused, the seconds after which another try may succeed."""
@@ -124,10 +125,11 @@ class Breaker:
         a refusal: to a probe that is a sign of life.
         """
         with self._lock:
-            if self._is_current(permit):
+            began = self._probes.pop(permit.probe, None)
+            if permit.generation == self._everyday.generation and (not permit.probe or began is not None):
                 slow = self._policy.slow_call_duration
                 if kind in FAILURES or (kind is VerdictKind.OK and slow is not None and duration > slow):
-                    self._failed(now, permit)
+                    self._failed(now, began)
                 elif kind is VerdictKind.OK or (answered and permit.probe):
                     self._succeeded(now, permit)
         if self._untold:
@@ -177,14 +179,9 @@ class Breaker:
         self._next_probe = now + policy.probe_interval
         return Permit(self._everyday.generation, self._probe_number)
 
-    def _is_current(self, permit: Permit) -> bool:
-        if permit.probe and self._probes.pop(permit.probe, None) is None:
-            return False
-        return permit.generation == self._everyday.generation
-
-    def _failed(self, now: float, permit: Permit) -> None:
-        if permit.probe:
-            self._enter(now, pybreaker.STATE_OPEN, ours=True)
+    def _failed(self, now: float, probe_began: float | None) -> None:
+        if probe_began is not None:
+            self._enter(now, pybreaker.STATE_OPEN, ours=True, since=probe_began)
             return
         self._window.add(now, failed=True)
         attempts, failures = self._window.totals(now)
@@ -208,7 +205,7 @@ class Breaker:
         if state != self._seen:
             self._enter(now, state, ours=False)
 
-    def _enter(self, now: float, state: str, *, ours: bool) -> None:
+    def _enter(self, now: float, state: str, *, ours: bool, since: float | None = None) -> None:
         old, self._seen = self._seen, state
         self._everyday = Permit(self._everyday.generation + 1)
         self._probes.clear()
@@ -217,7 +214,9 @@ class Breaker:
         break_for = 0.0
         if state == pybreaker.STATE_OPEN:
             policy = self._policy
-            break_for = self._next_break * self._random.uniform(1 - policy.jitter, 1 + policy.jitter)
+            jitter = self._random.uniform(1 - policy.jitter, 1 + policy.jitter)
+            rested = 0.0 if since is None else now - since
+            break_for = max(self._next_break - rested, policy.break_duration) * jitter
             self._opens_at = now + break_for
             self._next_break = min(self._next_break * policy.break_growth, policy.max_break_duration)
             self._openings += 1

@@ -92,7 +92,8 @@ class AdaptiveLimit:
 
     def __init__(self, policy: ConcurrencyPolicy, now: float) -> None:
         self._policy = policy
-        self._estimate = self._proven = float(policy.initial)
+        self._estimate = float(policy.initial)
+        self._proven = 0.0
         self._threshold = math.inf
         self._ceiling = StatedCeiling(policy.probe_interval)
         self._scales: LRUCache[tuple[bool, int, int], float] = LRUCache(_CLASSES)
@@ -175,12 +176,13 @@ class AdaptiveLimit:
 
     def pause(self, now: float) -> None:
         """For a time nothing will be sent: more than was taken before is not let in at once after it."""
-        self._estimate = min(self._estimate, self._proven)
+        if self._proven:
+            self._estimate = min(self._estimate, self._proven)
         self._begin_round(now)
 
     def resume(self, now: float) -> None:
         """The server works again: what was met while it did not says nothing of how many calls it takes."""
-        self._set(self._proven)
+        self._set(max(self._estimate, self._proven))
         self._overloaded = self._slow = False
         self._begin_round(now)
 
@@ -215,7 +217,6 @@ class AdaptiveLimit:
         if self.base == math.inf:
             self.base = median(self._first_loads())
         self.base = base = min(self.base, load * doubt)
-        self._proven = max(self._peak, self._policy.backoff * self._proven)
         slow = load > self._policy.tolerance * base * doubt
         if slow and self._slow:
             slow = False
@@ -229,7 +230,8 @@ class AdaptiveLimit:
         if self._slow and not slow:  # the queue was drained before this round: it shows base
             self.base = load * doubt
         self._slow = slow
-        self._proven = min(self._proven, self._estimate)
+        if not self._overloads:
+            self._proven = min(max(self._peak, self._policy.backoff * self._proven), self._estimate)
 
     def _weigh(self) -> tuple[float, float]:
         """The load of this round, and the factor it may be wrong by; the scales follow slowly what is not load."""
