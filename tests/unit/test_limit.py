@@ -329,6 +329,66 @@ def test_a_stated_limit_below_the_minimum_is_the_minimum():
     assert 3 == feed.it.value
 
 
+def test_after_a_pause_no_more_are_let_in_than_were_taken_before_it():
+    """Forty are allowed by chance, fourteen were in flight: forty at once would be a test of forty."""
+    feed = Feed(initial=20)
+    feed.round(1.0, use=0.75)
+    feed.round(1.0, use=0.35)
+    assert 40 == feed.it.value
+    feed.it.pause(feed.now)
+    assert 14 == feed.it.value
+
+
+def test_before_anything_was_learnt_a_pause_changes_nothing():
+    """The first limit is that of the policy."""
+    feed = Feed(initial=20)
+    feed.it.pause(feed.now)
+    assert 20 == feed.it.value
+
+
+def test_after_an_outage_the_limit_is_what_was_taken_before_it():
+    """Failures of calls one by one say nothing of how many can be taken."""
+    feed = Feed(initial=20)
+    feed.round(1.0, use=0.7)
+    for _ in range(10):
+        feed.overload(4)
+        feed.now += 1.0
+    assert 1 == feed.it.value
+    feed.it.resume(feed.now)
+    assert 14 == feed.it.value
+
+
+def test_rounds_with_failures_prove_nothing():
+    """Probes in an outage are answered now and then; few calls in flight beside failures are no measure."""
+    feed = Feed(initial=20)
+    feed.overload(2)
+    for _ in range(18):
+        feed.answer(1.0)
+    assert 40 == feed.it.value
+    feed.it.pause(feed.now)
+    assert 40 == feed.it.value
+
+
+def test_what_was_proven_fades():
+    """By the backoff per calm round; and a queue that was met says how many are too many."""
+    feed = Feed(initial=20)
+    feed.round(1.0)
+    assert 40 == feed.round(1.0, use=0.2)
+    feed.it.pause(feed.now)
+    assert pytest.approx(0.7 * 20) == feed.it.value
+    feed.round(4.0)
+    low = feed.it.value
+    feed.it.resume(feed.now)
+    assert low == feed.it.value
+
+
+def test_after_an_outage_a_higher_limit_stays():
+    """Where nothing was learnt, and where fewer were in flight."""
+    feed = Feed(initial=20)
+    feed.it.resume(feed.now)
+    assert 20 == feed.it.value
+
+
 def test_the_limit_grows_only_where_it_is_used():
     """Three quarters of it in flight, at the most of the round, are use."""
     feed = Feed()

@@ -4,7 +4,13 @@ Closed: every attempt passes; verdicts are counted in a sliding window of ten sl
 `failures / attempts >= failure_ratio` with at least `minimum_throughput` attempts in the window. Open: refuses for a
 break drawn from `duration * (1 ± jitter)`, where the duration grows by `break_growth` with each opening in a row up to
 `max_break_duration`. Half-open: lets through at most `probes` attempts at a time, one per `probe_interval`; the first
-failure opens it again, `probe_successes` good answers close it.
+failure opens it again, `probe_successes` good answers close it. A break after a failed probe counts from the beginning
+of that probe, but lasts for `break_duration` at least: the server was left alone by all others since then, and probes
+that hang would else come half as often as those that fail at once.
+
+Who comes while it is open waits for the next probes (`when_open="pause"`), for `max_break_duration` at most, which is
+when it is tried again at the latest, and for a quarter of its own time; then it is refused. So the gap between the end of
+an outage and the probe that finds it costs no calls, and nobody waits long for a server that stays down.
 
 Probes are spaced, and one that is older than `max_break_duration` no longer takes a place, so that those that hang do
 not hide a recovery from those after them. The first content of a stream makes its probe a good one, and so does a
@@ -39,6 +45,7 @@ if TYPE_CHECKING:
     from deepseek_resilient.config import BreakerPolicy
 
 CLOSED = pybreaker.STATE_CLOSED
+_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +111,13 @@ class Breaker:
         self._untold: deque[_Change] = deque()
         self._telling = False
 
-    @property
-    def patience(self) -> float:
-        """For how long, in seconds, a call may wait while it is open."""
-        return {"refuse": 0.0, "pause": self._policy.max_break_duration, "wait": math.inf}[self._policy.when_open]
+    def patience(self, time: float, *, elsewhere: bool) -> float:
+        """For how long, in seconds, a call that has so much time may wait while it is open. `elsewhere`: somebody else
+        would answer it."""
+        policy = self._policy
+        if policy.when_open == "wait":
+            return math.inf
+        return 0.0 if elsewhere or policy.when_open == "refuse" else min(policy.max_break_duration, time * _SHARE)
 
     def try_acquire(self, now: float) -> Permit | float:
         """A permit; or, refused, the seconds after which another try may succeed."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.target import Target
 
 _SPREAD = 0.1
+"""Calls that wait at an open circuit come back over this many seconds, so that they do not come in step."""
 _HEADROOM = 1.5
 """A call leaves the queue when less than this many times the usual time of an answer is left of its deadline."""
 
@@ -112,7 +113,8 @@ def _ask_health(runtime: Runtime, call: Call, target: Target, began: float) -> R
     permit = breaker.try_acquire(now)
     if not isinstance(permit, float):
         return permit
-    left = began + breaker.patience - now
+    time = math.inf if call.deadline is None else call.deadline - began
+    left = began + breaker.patience(time, elsewhere=runtime.local is not None or call.has_stale) - now
     delay = min(permit + runtime.random.uniform(0.0, min(permit, _SPREAD)), left)
     refusal = CircuitOpenError(
         f"the circuit of {target.name} is open: it failed too often a moment ago; nothing was sent. "
