@@ -406,7 +406,7 @@ def test_an_open_circuit_may_be_waited_for():
 
 
 def test_at_an_open_circuit_a_call_pauses():
-    """when_open="pause": for a quarter of its time here, less than the break; then it is refused, and nothing is sent."""
+    """when_open="pause": for a quarter of its time here, less than the break; then it is refused, nothing is sent."""
     it = bench(breaker=BreakerPolicy(**{**fields_of(TOUCHY), "when_open": "pause"}))
     it.call(BUSY, max_retries=0)
     call = it.call([], timeout=2.0)

@@ -15,9 +15,9 @@ included, is `base`, the load without a queue.
 - half the time limit of the attempts is used up, or more than a few attempts of a round meet an overload (429, 503, a
   time limit): `backoff`, once per round. Where most do, at once, and of what is really in flight if that is less.
 
-When an outage is over the limit is what was *proven* before: what was in flight in the calm rounds, fading by `backoff`
-per round (RFC 7661 calls it the validated window; that a spurious timeout is undone is RFC 4015). After a pause that the
-server asked for it is that at most: all who waited would at once use a limit that nobody ever tried.
+When an outage is over the limit is what was *proven* before: what was in flight in the calm rounds, fading by
+`backoff` per round (RFC 7661 calls it the validated window; RFC 4015 undoes what a spurious timeout took). After a
+pause that the server asked for it is that at most: all who waited would at once use a limit that nobody ever tried.
 
 The first `base` is that of the attempts that began first: nothing was in flight before them.
 
