@@ -102,7 +102,7 @@ class BreakerMachine(RuleBasedStateMachine):
             if permit.probe not in self.lively
         )
 
-    def enter(self, state):
+    def enter(self, state, rested=0.0):
         at, old, new, break_for = self.it.changes[-1]
         assert (self.now, self.state, state) == (at, old, new)
         self.state = self.stored = state
@@ -110,8 +110,8 @@ class BreakerMachine(RuleBasedStateMachine):
         self.next_probe = 0.0
         self.good_probes = 0
         if state == OPEN:
-            spread = self.policy.jitter * self.next_break
-            assert self.next_break - spread <= break_for <= self.next_break + spread
+            due = max(self.next_break - rested, self.policy.break_duration)
+            assert due * (1 - self.policy.jitter) <= break_for <= due * (1 + self.policy.jitter)
             self.opens_at = self.now + break_for
             self.next_break = min(self.next_break * self.policy.break_growth, self.policy.max_break_duration)
             self.openings += 1
@@ -173,7 +173,7 @@ class BreakerMachine(RuleBasedStateMachine):
         answered=st.booleans(),
     )
     def record(self, which, kind, duration, answered=False):
-        permit, _ = self.held.pop(which % len(self.held))
+        permit, began = self.held.pop(which % len(self.held))
         slow = kind is OK and self.policy.slow_call_duration is not None and duration > self.policy.slow_call_duration
         failed = kind in FAILURES or slow
         change = []
@@ -195,7 +195,7 @@ class BreakerMachine(RuleBasedStateMachine):
         with self.expect(change):
             self.it.breaker.record(permit, self.now, kind, duration, answered=answered)
         for state in change:
-            self.enter(state)
+            self.enter(state, self.now - began if permit.probe else 0.0)
 
     @precondition(lambda self: self.held)
     @rule(which=st.integers(0, 100))
@@ -610,10 +610,31 @@ def test_a_failing_listener_of_the_user_is_logged_and_does_no_harm(caplog):
     assert "the listener's own trouble" in str(record.exc_info[1])
 
 
-def test_whether_it_refuses_is_the_policys_word():
-    """`when_open` decides between refusing and waiting."""
-    assert Circuit(when_open="refuse").breaker.refuses is True
-    assert Circuit(when_open="wait").breaker.refuses is False
+@pytest.mark.parametrize(
+    ("when_open", "time", "elsewhere", "seconds"),
+    [
+        ("refuse", 60.0, False, 0.0),
+        ("wait", 60.0, False, math.inf),
+        ("wait", 60.0, True, math.inf),
+        ("pause", 60.0, False, 1.0),
+        ("pause", math.inf, False, 1.0),
+        ("pause", 2.0, False, 0.5),
+        ("pause", 60.0, True, 0.0),
+    ],
+)
+def test_how_long_a_call_may_wait_is_the_policys_word(when_open, time, elsewhere, seconds):
+    """A pause is the longest break, a quarter of the call's time at most, and none where somebody else would answer."""
+    it = Circuit(when_open=when_open, break_duration=0.25, max_break_duration=1.0)
+    assert seconds == it.breaker.patience(time, elsewhere=elsewhere)
+
+
+@pytest.mark.parametrize(("lasted", "opens_in"), [(0.0, 8.0), (3.0, 5.0), (7.5, 2.0), (20.0, 2.0)])
+def test_a_break_counts_from_the_beginning_of_the_probe_that_failed(lasted, opens_in):
+    """The others left the server alone meanwhile; but it is a break, however long the probe hung."""
+    it = half_open(break_duration=2.0, max_break_duration=8.0, break_growth=4.0)
+    permit = it.breaker.try_acquire(100.0)
+    it.breaker.record(permit, 100.0 + lasted, FAULT, 0.0)
+    assert pytest.approx(opens_in) == it.breaker.statistics(100.0 + lasted).opens_in
 
 
 def test_the_circuit_has_the_targets_name():

@@ -87,7 +87,9 @@ def test_when_all_were_tried_the_wait_of_the_retry_is_due():
 
 def test_one_that_cannot_be_entered_does_not_save_the_wait():
     """Its circuit is open: going back to the one that failed is a retry like any other."""
-    touchy = BreakerPolicy(minimum_throughput=1, failure_ratio=1.0, break_duration=60.0, max_break_duration=60.0)
+    touchy = BreakerPolicy(
+        minimum_throughput=1, failure_ratio=1.0, break_duration=60.0, max_break_duration=60.0, when_open="refuse"
+    )
     it = bench(A, B, breaker=touchy)
     it.engine.upstreams.drain("a")
     it.call(BUSY, max_retries=0)  # b's circuit opens
@@ -386,7 +388,9 @@ def test_a_retry_is_not_shed():
 
 def test_an_outage_sheds_nobody():
     """The circuit refuses, whatever the priority, and its probes are let through."""
-    touchy = BreakerPolicy(minimum_throughput=1, break_duration=4.0, max_break_duration=4.0, jitter=0.0)
+    touchy = BreakerPolicy(
+        minimum_throughput=1, break_duration=4.0, max_break_duration=4.0, jitter=0.0, when_open="refuse"
+    )
     it = bench(admission=at_once(), breaker=touchy)
     it.call(BUSY, max_retries=0)
     it.clock.now += 1.0
@@ -693,8 +697,9 @@ def test_a_call_that_finds_no_place_uses_up_no_rate():
 def half_open(**policy):
     """A circuit that gives one probe at a time, and needs two good ones to close."""
     probing = BreakerPolicy(
-        minimum_throughput=1, break_duration=1.0, max_break_duration=1.0, jitter=0.0, probes=1, probe_interval=0.0
-    )
+        minimum_throughput=1, break_duration=1.0, max_break_duration=1.0, jitter=0.0, probes=1, probe_interval=0.0,
+        when_open="refuse",
+    )  # fmt: skip
     it = bench(breaker=probing, **policy)
     it.call(BUSY, max_retries=0)
     it.clock.now += 2.0

@@ -14,10 +14,10 @@ LONG = size_class(1000, 100_000, stream=False)
 STREAM = size_class(1000, 1000, stream=True)
 
 
-def fill(it, count):
+def fill(it, count, now=0.0):
     """So many attempts take a place at once and leave again."""
     for _ in range(count):
-        it.entered()
+        it.entered(now)
     for _ in range(count):
         it.left(math.inf)
 
@@ -136,7 +136,7 @@ def test_what_a_round_of_later_attempts_has_overtaken_stands_in_no_queue():
     feed = Feed(initial=15)
     feed.round(1.0, use=0.5)
     for _ in range(8):
-        feed.it.entered()
+        feed.it.entered(feed.now)
     feed.round(1.0, use=0)  # the round in which they are overtaken begins with its end
     feed.it.left(0.0)
     assert pytest.approx(7 + 0.95 * (15 - 7) / 4) == feed.round(4.0, use=0)
@@ -272,7 +272,7 @@ def test_a_timeout_before_the_round_is_ignored():
 def test_a_stated_limit_is_a_ceiling_at_once():
     """And stays one as long as no probe interval has passed."""
     feed = Feed(initial=100, probe_interval=1000.0)
-    feed.it.state(feed.now, 25)
+    feed.it.state(feed.now, feed.now, 25)
     assert 25 == feed.it.value
     assert [25] * 20 == [feed.round(1.0) for _ in range(20)]
 
@@ -280,29 +280,113 @@ def test_a_stated_limit_is_a_ceiling_at_once():
 def test_a_stated_limit_raises_nothing():
     """It says what is too much, not how much is good."""
     feed = Feed()
-    feed.it.state(feed.now, 500)
+    feed.it.state(feed.now, feed.now, 500)
     assert 20 == feed.it.value
 
 
-def test_a_stated_limit_is_probed_one_higher_per_interval():
-    """Each interval adds one; stated again, it holds again."""
-    feed = Feed(initial=100, probe_interval=100.0)
-    feed.it.state(feed.now, 25)
-    began = feed.now
-    for ceiling in (26, 27, 28):
-        feed.now = began + (ceiling - 25) * 100.0 - 2.5
-        assert ceiling - 1 == feed.round(1.0)
-        feed.now = began + (ceiling - 25) * 100.0 - 1.0
-        assert ceiling == feed.round(1.0)
-    feed.it.state(feed.now, 25)
-    assert 25 == feed.round(1.0)
+def test_the_estimate_is_there_again_when_the_ceiling_rises():
+    """What was learnt by latency is not forgotten for what the server states meanwhile."""
+    feed = Feed(initial=100)
+    feed.it.state(feed.now, feed.now, 5)
+    assert 5 == feed.round(1.0)
+    feed.it.state(feed.now, feed.now, 500)
+    assert 100 == feed.it.value
+
+
+def test_beneath_a_ceiling_the_estimate_grows_only_where_it_is_used():
+    """Five in flight are no use of a hundred."""
+    feed = Feed(initial=100)
+    feed.it.state(feed.now, feed.now, 5)
+    for _ in range(5):
+        feed.round(1.0)
+    feed.it.state(feed.now, feed.now, 500)
+    assert 100 == feed.it.value
+
+
+def test_a_queue_beneath_a_ceiling_shrinks_the_estimate():
+    """From what is in flight, not from what it would allow."""
+    feed = Feed(initial=100)
+    feed.round(1.0)
+    feed.it.state(feed.now, feed.now, 10)
+    assert pytest.approx(0.95 * 10 / 4) == feed.round(4.0)
+
+
+def test_a_stated_limit_that_we_do_not_reach_is_an_overload():
+    """Others of the account hold the rest; where we hold all of it, the ceiling says enough."""
+    for in_flight, level in ((20, 14), (21, 20)):
+        feed = Feed(initial=20)
+        for _ in range(in_flight):
+            feed.it.entered(feed.now)
+        for _ in range(4):
+            feed.it.state(feed.now, feed.now, 20)
+        assert level == feed.it.value
 
 
 def test_a_stated_limit_below_the_minimum_is_the_minimum():
     """A server that states 0 is asked now and then all the same."""
     feed = Feed(minimum=3)
-    feed.it.state(feed.now, 0)
+    feed.it.state(feed.now, feed.now, 0)
     assert 3 == feed.it.value
+
+
+def test_after_a_pause_no_more_are_let_in_than_were_taken_before_it():
+    """Forty are allowed by chance, fourteen were in flight: forty at once would be a test of forty."""
+    feed = Feed(initial=20)
+    feed.round(1.0, use=0.75)
+    feed.round(1.0, use=0.35)
+    assert 40 == feed.it.value
+    feed.it.pause(feed.now)
+    assert 14 == feed.it.value
+
+
+def test_before_anything_was_learnt_a_pause_changes_nothing():
+    """The first limit is that of the policy."""
+    feed = Feed(initial=20)
+    feed.it.pause(feed.now)
+    assert 20 == feed.it.value
+
+
+def test_after_an_outage_the_limit_is_what_was_taken_before_it():
+    """Failures of calls one by one say nothing of how many can be taken."""
+    feed = Feed(initial=20)
+    feed.round(1.0, use=0.7)
+    for _ in range(10):
+        feed.overload(4)
+        feed.now += 1.0
+    assert 1 == feed.it.value
+    feed.it.resume(feed.now)
+    assert 14 == feed.it.value
+
+
+def test_rounds_with_failures_prove_nothing():
+    """Probes in an outage are answered now and then; few calls in flight beside failures are no measure."""
+    feed = Feed(initial=20)
+    feed.overload(2)
+    for _ in range(18):
+        feed.answer(1.0)
+    assert 40 == feed.it.value
+    feed.it.pause(feed.now)
+    assert 40 == feed.it.value
+
+
+def test_what_was_proven_fades():
+    """By the backoff per calm round; and a queue that was met says how many are too many."""
+    feed = Feed(initial=20)
+    feed.round(1.0)
+    assert 40 == feed.round(1.0, use=0.2)
+    feed.it.pause(feed.now)
+    assert pytest.approx(0.7 * 20) == feed.it.value
+    feed.round(4.0)
+    low = feed.it.value
+    feed.it.resume(feed.now)
+    assert low == feed.it.value
+
+
+def test_after_an_outage_a_higher_limit_stays():
+    """Where nothing was learnt, and where fewer were in flight."""
+    feed = Feed(initial=20)
+    feed.it.resume(feed.now)
+    assert 20 == feed.it.value
 
 
 def test_the_limit_grows_only_where_it_is_used():
@@ -430,18 +514,18 @@ HAPPENINGS = st.one_of(
     allowed=st.sampled_from([None, 1.0]),
 )
 def test_the_limit_keeps_within_its_bounds(happenings, minimum, initial, maximum, backoff, tolerance, allowed):
-    """Minimum, maximum and what the server stated, one more for each probe interval since; and it is a number."""
-    interval = 4.0
-    feed = Feed(
-        0.0, minimum=minimum, initial=initial, maximum=maximum, backoff=backoff, tolerance=tolerance,
-        probe_interval=interval,
-    )  # fmt: skip
+    """Minimum, maximum and what the server stated, one more until it has answered since; and it is a number."""
+    feed = Feed(0.0, minimum=minimum, initial=initial, maximum=maximum, backoff=backoff, tolerance=tolerance)
     it = feed.it
-    stated, stated_at = math.inf, 0.0
+    stated = math.inf
     for what, *details in happenings:
-        fill(it, math.ceil(it.value))
+        while it.has_room(feed.now):
+            it.entered(feed.now)
+        while it.in_flight:
+            it.left(math.inf)
         if what == "answered":
             latency, count, size = details
+            stated = math.inf
             for _ in range(count):
                 feed.answer(latency, size=size, allowed=allowed)
         elif what == "overloaded":
@@ -452,12 +536,12 @@ def test_the_limit_keeps_within_its_bounds(happenings, minimum, initial, maximum
                 it.timed_out(feed.now, Sample(feed.now, latency, SHORT, allowed))
         elif what == "state":
             (limit,) = details
-            it.state(feed.now, limit)
-            stated, stated_at = max(limit, minimum), feed.now
+            it.state(feed.now, feed.now, limit)
+            stated = max(limit, minimum)
         else:
             feed.now += details[0]
         assert minimum <= it.value <= maximum
-        assert it.value <= stated + (feed.now - stated_at) // interval
+        assert it.value <= stated + 1
         assert math.isfinite(it.load)
         assert it.base > 0
 

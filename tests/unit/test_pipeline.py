@@ -29,8 +29,9 @@ BUSY = [reply(503), b"busy", b""]
 GOOD = [reply(), ANSWER, b""]
 WAIT_1 = RetryPolicy(wait=tenacity.wait_fixed(1))
 TOUCHY = BreakerPolicy(
-    minimum_throughput=1, failure_ratio=1.0, break_duration=1.0, max_break_duration=1.0, jitter=0.0, probe_interval=0.0
-)
+    minimum_throughput=1, failure_ratio=1.0, break_duration=1.0, max_break_duration=1.0, jitter=0.0, probe_interval=0.0,
+    when_open="refuse",
+)  # fmt: skip
 
 
 def bench(**policy):
@@ -229,7 +230,11 @@ def test_attempts_end_with_the_policys_stop():
 
 def test_a_retry_that_a_step_refuses_ends_the_call():
     """The circuit opened by the attempt itself, say: the caller gets its outcome, and is told why there is no other."""
-    it = bench(breaker=BreakerPolicy(minimum_throughput=1, failure_ratio=1.0, break_duration=30, max_break_duration=30))
+    it = bench(
+        breaker=BreakerPolicy(
+            minimum_throughput=1, failure_ratio=1.0, break_duration=30, max_break_duration=30, when_open="refuse"
+        )
+    )
     call = it.call(BUSY)
     assert (503, b"busy", b"breaker") == (
         call.outcome.status, call.outcome.body, header(call.outcome, "x-resilient-stopped-by"),
@@ -391,13 +396,31 @@ def test_an_open_circuit_refuses():
 
 
 def test_an_open_circuit_may_be_waited_for():
-    """when_open="wait": up to twice the break, so that waiting calls do not come in step; then a probe."""
+    """when_open="wait": the break, and a moment more so that waiting calls do not come in step; then a probe."""
     it = bench(breaker=BreakerPolicy(**{**fields_of(TOUCHY), "when_open": "wait"}))
     it.call(BUSY, max_retries=0)
     call = it.call(GOOD)
     assert 200 == call.outcome.status
-    assert 1.0 <= call.slept()[0] <= 2.0
+    assert 1.0 <= call.slept()[0] <= 1.1
     assert ["breaker"] == [event.step for event in it.told(events.StepWaited)]
+
+
+def test_at_an_open_circuit_a_call_pauses():
+    """when_open="pause": for a quarter of its time here, less than the break; then it is refused, nothing is sent."""
+    it = bench(breaker=BreakerPolicy(**{**fields_of(TOUCHY), "when_open": "pause"}))
+    it.call(BUSY, max_retries=0)
+    call = it.call([], timeout=2.0)
+    assert [0.5] == call.slept()
+    error = call.outcome.extensions["resilience_error"]
+    assert (503, "breaker", 0.5, 0) == (call.outcome.status, error.step, error.retry_after, call.sent())
+
+
+def test_who_pauses_may_be_the_probe():
+    """Its pause is as long as the longest break."""
+    it = bench(breaker=BreakerPolicy(**{**fields_of(TOUCHY), "when_open": "pause"}))
+    it.call(BUSY, max_retries=0)
+    call = it.call(GOOD, timeout=60.0)
+    assert (200, [1.0]) == (call.outcome.status, call.slept())
 
 
 def test_who_cannot_wait_for_the_circuit_is_refused():

@@ -99,8 +99,9 @@ class BreakerPolicy:
         probes: attempts let through at once while half-open, >= 1 ...
         probe_interval: ... one per this many seconds, >= 0.
         probe_successes: good answers that close the circuit, >= 1.
-        when_open: "refuse" answers at once with 503 and Retry-After; "wait" lets calls wait for the next probe as long
-            as their deadline allows (batch jobs).
+        when_open: "pause" lets a call wait for the next probes, for max_break_duration and a quarter of its time at
+            most, and then refuses it with 503 and Retry-After; "refuse" does so at once; "wait" lets it wait for as
+            long as its deadline allows (batch jobs).
     """
 
     failure_ratio: float = 0.5
@@ -114,7 +115,7 @@ class BreakerPolicy:
     probes: int = 3
     probe_interval: float = 0.1
     probe_successes: int = 2
-    when_open: Literal["refuse", "wait"] = "refuse"
+    when_open: Literal["pause", "refuse", "wait"] = "pause"
 
     def __post_init__(self) -> None:
         number(self, "failure_ratio", 0, 1, above=True)
@@ -128,8 +129,8 @@ class BreakerPolicy:
         whole(self, "probes", 1)
         number(self, "probe_interval", 0)
         whole(self, "probe_successes", 1)
-        if self.when_open not in ("refuse", "wait"):
-            raise ConfigError(label(self, "when_open"), self.when_open, '"refuse" or "wait"')
+        if self.when_open not in ("pause", "refuse", "wait"):
+            raise ConfigError(label(self, "when_open"), self.when_open, '"pause", "refuse" or "wait"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ class ConcurrencyPolicy:
         maximum: never more, >= minimum.
         tolerance: latency may rise to this many times what it is without a queue, > 1, before the limit shrinks.
         backoff: the limit after an overload (429, 503, a timeout) is this share of the one before, above 0, below 1.
-        probe_interval: seconds after which a limit that the server stated is tried one higher, > 0.
+        probe_interval: seconds after which a limit that the server stated is tried one higher at the latest, > 0.
         queue: calls that may wait for a place, >= 0; one more is refused at once.
     """
 

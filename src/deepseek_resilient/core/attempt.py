@@ -237,4 +237,6 @@ class Attempt:
         if status < 400:  # it was said inside a 200
             status = 429 if verdict.kind is VerdictKind.THROTTLED else 503
         if target.gate.close(now, seconds, status=status, reason=verdict.reason, patient=patient):
+            if self._places is not None:
+                self._places.pause(now)
             self.runtime.listeners.emit(GateClosed(now, target.name, seconds, verdict.reason))

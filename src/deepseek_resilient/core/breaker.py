@@ -4,7 +4,13 @@ Closed: every attempt passes; verdicts are counted in a sliding window of ten sl
 `failures / attempts >= failure_ratio` with at least `minimum_throughput` attempts in the window. Open: refuses for a
 break drawn from `duration * (1 ± jitter)`, where the duration grows by `break_growth` with each opening in a row up to
 `max_break_duration`. Half-open: lets through at most `probes` attempts at a time, one per `probe_interval`; the first
-failure opens it again, `probe_successes` good answers close it.
+failure opens it again, `probe_successes` good answers close it. A break after a failed probe counts from the beginning
+of that probe, but lasts for `break_duration` at least: the server was left alone by all others since then, and probes
+that hang would else come half as often as those that fail at once.
+
+Who comes while it is open waits for the next probes (`when_open="pause"`), for `max_break_duration` at most, which is
+when it is tried again at the latest, and for a quarter of its own time; then it is refused. So the gap between the end
+of an outage and the probe that finds it costs no calls, and nobody waits long for a server that stays down.
 
 Probes are spaced, and one that is older than `max_break_duration` no longer takes a place, so that those that hang do
 not hide a recovery from those after them. The first content of a stream makes its probe a good one, and so does a
@@ -20,6 +26,7 @@ Sources: M. Nygard, "Release It!"; names after Polly 8's circuit breaker strateg
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
     from deepseek_resilient.config import BreakerPolicy
 
 CLOSED = pybreaker.STATE_CLOSED
+_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +111,13 @@ class Breaker:
         self._untold: deque[_Change] = deque()
         self._telling = False
 
-    @property
-    def refuses(self) -> bool:
-        """Whether calls are refused while it is open; otherwise they may wait."""
-        return self._policy.when_open == "refuse"
+    def patience(self, time: float, *, elsewhere: bool) -> float:
+        """For how long, in seconds, a call that has so much time may wait while it is open. `elsewhere`: somebody else
+        would answer it."""
+        policy = self._policy
+        if policy.when_open == "wait":
+            return math.inf
+        return 0.0 if elsewhere or policy.when_open == "refuse" else min(policy.max_break_duration, time * _SHARE)
 
     def try_acquire(self, now: float) -> Permit | float:
         """A permit; or, refused, the seconds after which another try may succeed."""
@@ -124,10 +135,11 @@ class Breaker:
         a refusal: to a probe that is a sign of life.
         """
         with self._lock:
-            if self._is_current(permit):
+            began = self._probes.pop(permit.probe, None)
+            if permit.generation == self._everyday.generation and (not permit.probe or began is not None):
                 slow = self._policy.slow_call_duration
                 if kind in FAILURES or (kind is VerdictKind.OK and slow is not None and duration > slow):
-                    self._failed(now, permit)
+                    self._failed(now, began)
                 elif kind is VerdictKind.OK or (answered and permit.probe):
                     self._succeeded(now, permit)
         if self._untold:
@@ -177,14 +189,9 @@ class Breaker:
         self._next_probe = now + policy.probe_interval
         return Permit(self._everyday.generation, self._probe_number)
 
-    def _is_current(self, permit: Permit) -> bool:
-        if permit.probe and self._probes.pop(permit.probe, None) is None:
-            return False
-        return permit.generation == self._everyday.generation
-
-    def _failed(self, now: float, permit: Permit) -> None:
-        if permit.probe:
-            self._enter(now, pybreaker.STATE_OPEN, ours=True)
+    def _failed(self, now: float, probe_began: float | None) -> None:
+        if probe_began is not None:
+            self._enter(now, pybreaker.STATE_OPEN, ours=True, since=probe_began)
             return
         self._window.add(now, failed=True)
         attempts, failures = self._window.totals(now)
@@ -208,7 +215,7 @@ class Breaker:
         if state != self._seen:
             self._enter(now, state, ours=False)
 
-    def _enter(self, now: float, state: str, *, ours: bool) -> None:
+    def _enter(self, now: float, state: str, *, ours: bool, since: float | None = None) -> None:
         old, self._seen = self._seen, state
         self._everyday = Permit(self._everyday.generation + 1)
         self._probes.clear()
@@ -217,7 +224,9 @@ class Breaker:
         break_for = 0.0
         if state == pybreaker.STATE_OPEN:
             policy = self._policy
-            break_for = self._next_break * self._random.uniform(1 - policy.jitter, 1 + policy.jitter)
+            jitter = self._random.uniform(1 - policy.jitter, 1 + policy.jitter)
+            rested = 0.0 if since is None else now - since
+            break_for = max(self._next_break - rested, policy.break_duration) * jitter
             self._opens_at = now + break_for
             self._next_break = min(self._next_break * policy.break_growth, policy.max_break_duration)
             self._openings += 1

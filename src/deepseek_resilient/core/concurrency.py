@@ -89,9 +89,9 @@ class Places:
             if self._queued:
                 return False
             self._free(self._abandoned.over(now))
-            if self._limit.in_flight >= self._limit.value:
+            if not self._limit.has_room(now):
                 return False
-            self._limit.entered()
+            self._limit.entered(now)
             return True
 
     def queue(self, now: float, priority: int, until: float | None) -> Waiter | float:
@@ -187,9 +187,22 @@ class Places:
         """An attempt that held a place met a 429 or 503; the server may have stated its limit."""
         with self._lock:
             if stated is not None:
-                self._limit.state(now, stated)
+                self._limit.state(now, started, stated)
             else:
                 self._limit.overloaded(now, started)
+
+    def pause(self, now: float) -> None:
+        """For a time nothing will be sent: the target asked for it."""
+        with self._lock:
+            self._limit.pause(now)
+
+    def resume(self, now: float) -> None:
+        """The target works again after an outage."""
+        with self._lock:
+            self._limit.resume(now)
+            admitted = self._admit(now)
+        for one in admitted:
+            one.ring()
 
     def expected(self, *, stream: bool) -> float:
         """Seconds until the first content of a stream, or until the end of another answer, as of late; 0 at first."""
@@ -213,6 +226,7 @@ class Places:
         """How it stands."""
         with self._lock:
             limit = self._limit
+            limit.has_room(now)
             return ConcurrencyStatistics(limit.value, self._taken(now), self._queued, self._refused, limit.load)
 
     def _taken(self, now: float) -> int:
@@ -229,12 +243,12 @@ class Places:
     def _admit(self, now: float) -> list[Waiter]:
         self._free(self._abandoned.over(now))
         admitted: list[Waiter] = []
-        while self._queued and self._limit.in_flight < self._limit.value:
+        while self._queued and self._limit.has_room(now):
             queue = self._queues[max(self._queues)]
             waiter = queue.pop() if now > queue[0].hurries_at else queue.popleft()
             self._forget_empty(waiter.priority)
             self._queued -= 1
-            self._limit.entered()
+            self._limit.entered(now)
             waiter.granted = True
             if now - waiter.came > self._patience:
                 self._learn_patience(now - waiter.came)

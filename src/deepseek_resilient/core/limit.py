@@ -15,10 +15,15 @@ included, is `base`, the load without a queue.
 - half the time limit of the attempts is used up, or more than a few attempts of a round meet an overload (429, 503, a
   time limit): `backoff`, once per round. Where most do, at once, and of what is really in flight if that is less.
 
+When an outage is over the limit is what was *proven* before: what was in flight in the calm rounds, fading by
+`backoff` per round (RFC 7661 calls it the validated window; RFC 4015 undoes what a spurious timeout took). After a
+pause that the server asked for it is that at most: all who waited would at once use a limit that nobody ever tried.
+
 The first `base` is that of the attempts that began first: nothing was in flight before them.
 
-A limit that the server states ("concurrency limit of 25") is a ceiling at once, and is tried one higher each
-`probe_interval` seconds.
+A limit that the server states ("concurrency limit of 25") is a ceiling above the estimate (`core/ceiling.py`); the
+estimate is what it was, so that it is there as soon as the ceiling rises. Where the server states more than we have in
+flight, others hold the rest: then its 429 is an overload like any other.
 
 Sources: D. Chiu and R. Jain, "Analysis of the Increase and Decrease Algorithms"; TCP Vegas and BBR; Netflix's
 concurrency-limits (Gradient2), whose long average drifts with a lasting overload where a least value does not.
@@ -31,6 +36,8 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachetools import LRUCache
+
+from deepseek_resilient.core.ceiling import StatedCeiling
 
 if TYPE_CHECKING:
     from deepseek_resilient.config import ConcurrencyPolicy
@@ -67,7 +74,7 @@ class AdaptiveLimit:
 
     __slots__ = (
         "_ceiling",
-        "_ceiling_at",
+        "_estimate",
         "_growth",
         "_latency",
         "_load",
@@ -77,6 +84,7 @@ class AdaptiveLimit:
         "_overloads",
         "_peak",
         "_policy",
+        "_proven",
         "_round_began",
         "_samples",
         "_scales",
@@ -84,15 +92,14 @@ class AdaptiveLimit:
         "_threshold",
         "base",
         "in_flight",
-        "value",
     )
 
     def __init__(self, policy: ConcurrencyPolicy, now: float) -> None:
         self._policy = policy
-        self.value = float(policy.initial)
+        self._estimate = float(policy.initial)
+        self._proven = 0.0
         self._threshold = math.inf
-        self._ceiling = math.inf
-        self._ceiling_at = now
+        self._ceiling = StatedCeiling(policy.probe_interval)
         self._scales: LRUCache[tuple[bool, int, int], float] = LRUCache(_CLASSES)
         self._load = 1.0
         self._latency = [0.0, 0.0]
@@ -104,18 +111,29 @@ class AdaptiveLimit:
         self._begin_round(now)
 
     @property
+    def value(self) -> float:
+        """How many may be in flight."""
+        return min(self._estimate, self._ceiling.value)
+
+    @property
     def known(self) -> bool:
         """Whether a queue or an overload was met yet, or the server stated its limit."""
-        return self._threshold < math.inf or self._ceiling < math.inf
+        return self._threshold < math.inf or self._ceiling.stated
 
     @property
     def load(self) -> float:
         """The load of the last round as a multiple of `base`; 1 before the first."""
         return self._load / self.base if self.base < math.inf else 1.0
 
-    def entered(self) -> None:
+    def has_room(self, now: float) -> bool:
+        """Whether one more may be in flight."""
+        self._ceiling.look(now)
+        return self.in_flight < self.value
+
+    def entered(self, now: float) -> None:
         """A place is taken."""
         self.in_flight += 1
+        self._ceiling.entered(now, self.in_flight)
         if self.in_flight > self._peak:
             self._peak = self.in_flight
 
@@ -131,6 +149,7 @@ class AdaptiveLimit:
 
     def answered(self, now: float, sample: Sample) -> None:
         """An attempt was answered well."""
+        self._ceiling.answered(now, sample.started)
         stream = sample.size[0]
         before = self._latency[stream]
         self._latency[stream] = before + _LATENCY_GAIN * (sample.latency - before) if before else sample.latency
@@ -153,10 +172,23 @@ class AdaptiveLimit:
         if sample.allowed is None or sample.allowed >= self._latency[sample.size[0]]:
             self.overloaded(now, sample.started)
 
-    def state(self, now: float, limit: int) -> None:
-        """The server stated its limit."""
-        self._ceiling, self._ceiling_at = max(limit, self._policy.minimum), now
-        self.value = min(self.value, self._ceiling)
+    def state(self, now: float, started: float, limit: int) -> None:
+        """An attempt that began then met a 429 which states the server's limit."""
+        self._ceiling.state(now, max(limit, self._policy.minimum))
+        if self.in_flight <= limit:
+            self.overloaded(now, started)
+
+    def pause(self, now: float) -> None:
+        """For a time nothing will be sent: more than was taken before is not let in at once after it."""
+        if self._proven:
+            self._estimate = min(self._estimate, self._proven)
+        self._begin_round(now)
+
+    def resume(self, now: float) -> None:
+        """The server works again: what was met while it did not says nothing of how many calls it takes."""
+        self._set(max(self._estimate, self._proven))
+        self._overloaded = self._slow = False
+        self._begin_round(now)
 
     def _begin_round(self, now: float) -> None:
         self._round_began = now
@@ -178,13 +210,13 @@ class AdaptiveLimit:
             if not self._overloaded:
                 self._threshold = value / 2
             self._overloaded = True
-            self._set(now, min(value, self._peak) * self._policy.backoff)
+            self._set(min(value, self._peak) * self._policy.backoff)
         else:
             self._overloaded = False
-            self._learn(now)
+            self._learn()
         self._begin_round(now)
 
-    def _learn(self, now: float) -> None:
+    def _learn(self) -> None:
         load, doubt = self._weigh()
         if self.base == math.inf:
             self.base = median(self._first_loads())
@@ -194,14 +226,16 @@ class AdaptiveLimit:
             slow = False
         elif slow:
             stuck = min(self._older, self.value)
-            self._threshold = self._set(now, stuck + _DRAIN * (self.value - stuck) * base / load)
+            self._threshold = self._set(stuck + _DRAIN * (self.value - stuck) * base / load)
         elif self._is_late() or self._overloads > max(_FEW, 0.1 * len(self._samples)):
-            self._threshold = self._set(now, self.value * self._policy.backoff)
-        elif self._peak >= _USED * self.value:
-            self._grow(now)
+            self._threshold = self._set(self.value * self._policy.backoff)
+        elif self._peak >= _USED * self._estimate:
+            self._grow()
         if self._slow and not slow:  # the queue was drained before this round: it shows base
             self.base = load * doubt
         self._slow = slow
+        if not self._overloads:
+            self._proven = min(max(self._peak, self._policy.backoff * self._proven), self._estimate)
 
     def _weigh(self) -> tuple[float, float]:
         """The load of this round, and the factor it may be wrong by; the scales follow slowly what is not load."""
@@ -225,21 +259,15 @@ class AdaptiveLimit:
         shares = [sample.latency / sample.allowed for sample in self._samples if sample.allowed]
         return bool(shares) and median(shares) > _SHARE_OF_TIME
 
-    def _grow(self, now: float) -> None:
-        value = self.value
-        if value < self._threshold:
-            self._set(now, min(2 * value, self._threshold))
+    def _grow(self) -> None:
+        if self._estimate < self._threshold:
+            self._set(min(2 * self._estimate, self._threshold))
         else:
-            self._set(now, value + self._growth)
+            self._set(self._estimate + self._growth)
             self._growth += 1
 
-    def _set(self, now: float, value: float) -> float:
-        interval = self._policy.probe_interval
-        if self._ceiling < math.inf and now - self._ceiling_at >= interval:
-            steps = int((now - self._ceiling_at) / interval)
-            self._ceiling += steps
-            self._ceiling_at += steps * interval
-        if value < self.value:
+    def _set(self, value: float) -> float:
+        if value < self._estimate:
             self._growth = 1
-        self.value = max(min(value, self._ceiling, self._policy.maximum), self._policy.minimum)
-        return self.value
+        self._estimate = max(min(value, self._policy.maximum), self._policy.minimum)
+        return self._estimate

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.runtime import Call, Runtime
     from deepseek_resilient.core.target import Target
 
+_SPREAD = 0.1
+"""Calls that wait at an open circuit come back over this many seconds, so that they do not come in step."""
 _HEADROOM = 1.5
 """A call leaves the queue when less than this many times the usual time of an answer is left of its deadline."""
 
@@ -41,11 +43,12 @@ async def pass_through(
 ) -> RejectedError | tuple[Permit, Reservation | None]:
     """Through gate, breaker, rate and places of `target`, waiting where allowed."""
     places, held = target.places, False
+    began = runtime.clock()
     reservation: Reservation | None = None
     entered = False
     try:
         while True:
-            answer = _ask_health(runtime, call, target)
+            answer = _ask_health(runtime, call, target, began)
             if isinstance(answer, RejectedError):
                 return answer
             if isinstance(answer, _Pause):
@@ -87,8 +90,8 @@ async def pass_through(
             give_up(runtime, target, reservation)
 
 
-def _ask_health(runtime: Runtime, call: Call, target: Target) -> RejectedError | Permit | _Pause:
-    """The gate, then the breaker."""
+def _ask_health(runtime: Runtime, call: Call, target: Target, began: float) -> RejectedError | Permit | _Pause:
+    """The gate, then the breaker, for an attempt that wants to pass since `began`."""
     now = runtime.clock()
     closed = target.gate.check(now)
     if closed is not None:
@@ -110,14 +113,16 @@ def _ask_health(runtime: Runtime, call: Call, target: Target) -> RejectedError |
     permit = breaker.try_acquire(now)
     if not isinstance(permit, float):
         return permit
-    delay = permit * runtime.random.uniform(1.0, 2.0)
+    time = math.inf if call.deadline is None else call.deadline - began
+    left = began + breaker.patience(time, elsewhere=runtime.local is not None or call.has_stale) - now
+    delay = min(permit + runtime.random.uniform(0.0, min(permit, _SPREAD)), left)
     refusal = CircuitOpenError(
         f"the circuit of {target.name} is open: it failed too often a moment ago; nothing was sent. "
         f"Try again in {permit:.2f} s.",
         step="breaker",
         retry_after=permit,
     )
-    return refusal if breaker.refuses or not call.outlives(now + delay) else _Pause("breaker", delay, refusal)
+    return refusal if delay <= 0 or not call.outlives(now + delay) else _Pause("breaker", delay, refusal)
 
 
 def give_up(runtime: Runtime, target: Target, reservation: Reservation | None) -> None:

@@ -274,7 +274,7 @@ class Runtime:
         if policy.rate.requests_per_minute or policy.rate.tokens_per_minute:
             rate = RateLimiter(policy.rate, self._make_lock(), self.clock())
         admission = self._make_admission(name)
-        breaker = self._make_breaker(name, None if admission is None else admission.meter)
+        breaker = self._make_breaker(name, None if admission is None else admission.meter, places)
         return Target(name, gate, breaker, ServedModel(), places, rate, admission)
 
     def _make_admission(self, name: str) -> Admission | None:
@@ -289,7 +289,7 @@ class Runtime:
 
         return Admission(policy, LoadMeter(policy, self._make_lock(), self.clock(), changed), self.random)
 
-    def _make_breaker(self, name: str, meter: LoadMeter | None) -> Breaker | None:
+    def _make_breaker(self, name: str, meter: LoadMeter | None, places: Places | None) -> Breaker | None:
         policy = self.policy.breaker
         if policy is None:
             return None
@@ -299,6 +299,8 @@ class Runtime:
         def changed(at: float, old: str, new: str, break_for: float) -> None:
             if meter is not None:
                 meter.report_breakers(at, int(new != CLOSED), 1)
+            if places is not None and new == CLOSED:
+                places.resume(at)
             self.listeners.emit(CircuitChanged(at, name, old, new, break_for))
 
         return Breaker(policy, self._make_lock(), self.random, circuit, changed)
