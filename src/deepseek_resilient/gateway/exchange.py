@@ -63,26 +63,27 @@ class Exchange(RequestResponseCycle):
 
     def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         """The head of the answer; how its end will be known, and whether another request may follow it."""
-        lines = []
-        closes = False
+        lines: list[bytes] = []
+        chunked: bool | None = None
+        closes, length = False, 0
         for name, value in (*self.default_headers, *headers):
             low = name.lower()
             if low in _FRAMING:
                 if low == b"connection":
                     closes = closes or b"close" in [token.strip() for token in value.lower().split(b",")]
                 elif low == b"transfer-encoding":
-                    self.chunked_encoding = value.lower() == b"chunked"
-                elif self.chunked_encoding is None:
-                    self.chunked_encoding, self.expected_content_length = False, int(value)
+                    chunked = value.lower() == b"chunked"
+                elif chunked is None:
+                    chunked, length = False, int(value)
             lines.append(b"%b: %b\r\n" % (low, value))
         told = b"".join(lines)
-        if not _LINES.fullmatch(told):
+        if not _LINES.fullmatch(told) or told.count(b"\n") != len(lines):
             raise RuntimeError("a header of the answer is none that HTTP allows")
-        if closes:
-            self.keep_alive = False
-        elif not self.keep_alive:
+        if not (closes or self.keep_alive):
             told += b"connection: close\r\n"
-        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in _NO_BODY:
-            self.chunked_encoding = True
+        if chunked is None and self.scope["method"] != "HEAD" and status not in _NO_BODY:
+            chunked = True
             told += b"transfer-encoding: chunked\r\n"
+        self.keep_alive = self.keep_alive and not closes
+        self.chunked_encoding, self.expected_content_length = chunked, length
         return b"%b%b\r\n" % (STATUS_LINE[status], told)
