@@ -311,27 +311,35 @@ class Listeners:
         self._listeners = tuple(each.for_engine() if isinstance(each, ForEachEngine) else each for each in listeners)
         own: tuple[object, ...] = self._listeners
         self._carriers = [each for each in own if isinstance(each, Carrier)]
-        self._by_kind: dict[type[Event], list[Listener]] = {}
+        self._by_kind: dict[type[Event], tuple[int, list[Listener]]] = {}
 
     @property
     def wanted(self) -> bool:
         """Whether everyday events (a call started, an attempt ended well) have any reader."""
         return bool(self._listeners) or logger.isEnabledFor(logging.DEBUG)
 
+    def wants(self, kind: type[Event]) -> bool:
+        """Whether events of that kind have any reader."""
+        level, listeners = self._by_kind.get(kind) or self._readers(kind)
+        return bool(listeners) or logger.isEnabledFor(level)
+
     def emit(self, event: Event) -> None:
         """Tell everybody."""
         kind = type(event)
-        level = _LEVELS.get(kind, logging.DEBUG)
+        level, listeners = self._by_kind.get(kind) or self._readers(kind)
         if logger.isEnabledFor(level):
             logger.log(level, "%s", event)
-        listeners = self._by_kind.get(kind)
-        if listeners is None:
-            listeners = self._by_kind[kind] = [each for each in self._listeners if _has_use_for(each, kind)]
         for listener in listeners:
             try:
                 listener(event)
             except Exception:
                 logger.exception("a listener failed on %s", type(event).__name__)
+
+    def _readers(self, kind: type[Event]) -> tuple[int, list[Listener]]:
+        """The level of its line in the log, and the listeners that are told."""
+        listeners = [each for each in self._listeners if _has_use_for(each, kind)]
+        readers = self._by_kind[kind] = _LEVELS.get(kind, logging.DEBUG), listeners
+        return readers
 
     def headers(self, call: int, attempt: int, origin: str) -> list[tuple[str, str]]:
         """What they want an attempt's request to carry."""

@@ -62,6 +62,23 @@ def test_a_caller_that_hangs_up_cancels_upstream(gateway: GatewayProcess, lab: L
     assert hung_up + 1 == gateway.status()["tenants"][""]["hung_up"]
 
 
+def test_a_caller_that_hangs_up_takes_nothing_from_who_asked_the_same(gateway: GatewayProcess, lab: LabProcess) -> None:
+    """Who began the call they share may go: the other one gets the answer, of one request."""
+    lab.script(next=["slow_first_token;delay=2"])
+    before, hung_up = lab.statistics()["attempts"], gateway.status()["tenants"][""]["hung_up"]
+    with connect(gateway) as first:
+        first.sendall(raw())
+        assert eventually(lambda: lab.statistics()["in_flight"] == 1)
+        second = connect(gateway)
+        second.sendall(raw())
+        assert eventually(lambda: gateway.status()["in_flight"] == 2)
+    with second:
+        assert second.recv(4096).startswith(b"HTTP/1.1 200")
+    assert eventually(lambda: gateway.status()["in_flight"] == 0)
+    assert before + 1 == lab.statistics()["attempts"]
+    assert hung_up + 1 == gateway.status()["tenants"][""]["hung_up"]
+
+
 def test_a_caller_that_hangs_up_in_mid_stream_cancels_upstream(gateway: GatewayProcess, lab: LabProcess) -> None:
     """As soon as it is noticed."""
     lab.script(next=["slow_drip;interval=0.01;size=20"])

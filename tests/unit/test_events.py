@@ -139,3 +139,20 @@ def test_everyday_events_are_wanted_only_by_readers(caplog):
 def test_the_log_is_silent_until_it_is_asked_for():
     """A library prints nothing by itself: its logger has a handler that drops."""
     assert any(isinstance(handler, logging.NullHandler) for handler in events.logger.handlers)
+
+
+def test_what_has_no_reader_is_not_wanted(caplog):
+    """A reader is a listener that has a use for the kind, or the log at its level."""
+
+    class Choosy:
+        kinds = frozenset((CallRefused,))
+
+        def __call__(self, event):
+            raise AssertionError(event)
+
+    listeners = Listeners((Choosy(),))
+    caplog.set_level(logging.WARNING, logger="deepseek_resilient")
+    assert [False, True, True] == [listeners.wants(kind) for kind in (AttemptStarted, CallRefused, GateClosed)]
+    caplog.set_level(logging.DEBUG, logger="deepseek_resilient")
+    assert listeners.wants(AttemptStarted)
+    assert Listeners((print,)).wants(AttemptStarted)

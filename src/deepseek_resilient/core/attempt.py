@@ -62,8 +62,9 @@ class Attempt:
     def announce(self) -> None:
         """Tell the listeners that it begins."""
         call = self.call
-        if call.told:
-            self.runtime.listeners.emit(AttemptStarted(self.started, call.number, call.attempts, call.target))
+        listeners = self.runtime.listeners
+        if call.told and listeners.wants(AttemptStarted):
+            listeners.emit(AttemptStarted(self.started, call.number, call.attempts, call.target))
 
     def commit(self) -> None:
         """The first content of a stream came."""

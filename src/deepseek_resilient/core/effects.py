@@ -63,13 +63,22 @@ class Spawn(Effect["Callable[[], None]"]):
 
     The coroutine hands nothing to a caller: neither `Respond` nor `Emit`. Cancelling is thread-safe, does not wait, and
     does nothing after its end. `ended` is called once it is over, also where it was cancelled before it began.
+
+    `awaited` says whether anybody else needs it too: None where this call has more to do before its end, else it does
+    nothing but `Wait` for that.
     """
 
-    __slots__ = ("coroutine", "ended")
+    __slots__ = ("awaited", "coroutine", "ended")
 
-    def __init__(self, coroutine: Coroutine[Effect[Any], Any, None], ended: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        coroutine: Coroutine[Effect[Any], Any, None],
+        ended: Callable[[], None],
+        awaited: Callable[[], bool] | None = None,
+    ) -> None:
         self.coroutine = coroutine
         self.ended = ended
+        self.awaited = awaited
 
 
 class Send(Effect["Reply | Failure"]):

@@ -58,6 +58,10 @@ class Flight:
         self.whole = 0
         self.waiting: list[Bell] = []
 
+    def is_shared(self) -> bool:
+        """Whether it has more passengers than one."""
+        return self.passengers > 1
+
 
 class Flights:
     """The flights of one engine that may still be joined. Thread-safe."""
@@ -189,11 +193,16 @@ class Recorded:
                 resume, answer = coroutine.throw, error
 
 
-async def take_off(flights: Flights, flight: Flight, flying: Coroutine[Effect[Any], Any, None]) -> None:
-    """Drive `flying`, which makes the call of that flight, beside this one."""
+async def take_off(
+    flights: Flights,
+    flight: Flight,
+    flying: Coroutine[Effect[Any], Any, None],
+    awaited: Callable[[], bool] | None = None,
+) -> None:
+    """Drive `flying`, which makes the call of that flight, beside this one; `awaited` as in `Spawn`."""
     lost = partial(flights.land, flight, lost=True)
     try:
-        flight.cancel = await Spawn(flying, lost)
+        flight.cancel = await Spawn(flying, lost, awaited)
     except BaseException:
         flying.close()
         lost()

@@ -143,7 +143,8 @@ async def _fly_along(
         flight, leads = Flight(key, call), True
     try:
         if leads:
-            await take_off(flights, flight, _fly(runtime, sharing, flight, lead))
+            awaited = None if call.info.stream else flight.is_shared
+            await take_off(flights, flight, _fly(runtime, sharing, flight, lead), awaited)
         await Wait(flights.listen(flight, -1), until=None if leads else call.deadline)
         if not flight.landed and flight.response is None:
             spent = runtime.clock() - call.started

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import math
 import weakref
+from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,18 +61,25 @@ class AsyncSender(Protocol):
 
 
 class AioCall:
-    """One call on an event loop: `start`, then `chunks` if the response has no body, then `aclose`."""
+    """One call on an event loop: `start`, then `chunks` if the response has no body, then `aclose`.
+
+    Whoever says `leave` instead of cancelling its task says so by `leaves`: what the call only waits for (`Spawn`) is
+    driven in that task then, and not in one of its own.
+    """
 
     __slots__ = (
         "__weakref__",
         "_clock",
         "_coroutine",
         "_fired",
+        "_leaves",
+        "_left",
         "_loop",
         "_raise_as",
         "_reply",
         "_rings_at",
         "_sender",
+        "_spawned",
         "_task",
         "_timer",
         "_until",
@@ -85,12 +93,16 @@ class AioCall:
         clock: Callable[[], float],
         raise_as: Callable[[Failure], BaseException],
         loop: asyncio.AbstractEventLoop | None = None,
+        leaves: asyncio.Task[Any] | None = None,
     ) -> None:
         self._coroutine = coroutine
         self._sender = sender
         self._clock = clock
         self._raise_as = raise_as
         self._loop = loop or asyncio.get_running_loop()
+        self._leaves = leaves
+        self._left = False
+        self._spawned: Spawn | None = None
         self._reply: Reply | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -108,6 +120,8 @@ class AioCall:
                 if effect.__class__ is Respond:
                     return effect.response
                 resume, answer = await self._answer(effect)
+                if self._left:
+                    raise asyncio.CancelledError
         except StopIteration as stop:
             outcome = stop.value
             await self.aclose()
@@ -181,12 +195,12 @@ class AioCall:
             elif kind is Send:
                 work = self._sender.send(effect)
             elif kind is Wait:
-                work = _rung(self._loop, effect.bell)
+                work = self._fly(self._spawned) if self._spawned else _rung(self._loop, effect.bell)
             else:
                 return self._coroutine.send, await self._perform(effect)
             answer = await (work if effect.until is None else self._within(work, effect.until))
             if kind is Send:
-                if answer.__class__ is Reply:
+                if answer.__class__ is Reply and not answer.ended:
                     self._reply = answer
             elif kind is Read and (not answer or answer.__class__ is Failure or effect.reply.ended):
                 reply, self._reply = self._reply, None
@@ -212,23 +226,42 @@ class AioCall:
             return await self._loop.run_in_executor(None, effect.work)
         raise refuse_foreign(effect)
 
+    def leave(self) -> None:
+        """For the `leaves` task: nobody wants the answer any more. It ends as one that is cancelled, at once, or once
+        nobody else needs what it drives."""
+        if self._spawned is not None and self._spawned.awaited is not None and self._spawned.awaited():
+            self._left = True
+            self._coroutine.close()
+        elif self._leaves is not None:
+            self._leaves.cancel()
+
     def _spawn(self, effect: Spawn) -> Callable[[], None]:
-        beside = AioCall(
-            effect.coroutine, self._sender, clock=self._clock, raise_as=self._raise_as, loop=self._loop
-        )  # fmt: skip
-        task = self._loop.create_task(beside.run())
+        if effect.awaited is not None and self._leaves is not None:
+            self._spawned = effect
+            return partial(self._cancel, self._leaves)
+        task = self._loop.create_task(self._beside(effect).run())
         _beside.add(task)
 
         def over(_: object) -> None:
             _beside.discard(task)
             effect.ended()
 
-        def cancel() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: so is everything on it
-                self._loop.call_soon_threadsafe(task.cancel)
-
         task.add_done_callback(over)
-        return cancel
+        return partial(self._cancel, task)
+
+    def _beside(self, effect: Spawn) -> AioCall:
+        return AioCall(effect.coroutine, self._sender, clock=self._clock, raise_as=self._raise_as, loop=self._loop)
+
+    def _cancel(self, task: asyncio.Task[Any]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: so is everything on it
+            self._loop.call_soon_threadsafe(task.cancel)
+
+    async def _fly(self, effect: Spawn) -> None:
+        try:
+            await self._beside(effect).run()
+        finally:
+            self._spawned = None
+            effect.ended()
 
     async def _within(self, work: Awaitable[Any], until: float) -> Any:
         """Await `work`, at the longest until the instant `until`; `_TIMED_OUT` when that passed."""

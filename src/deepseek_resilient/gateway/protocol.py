@@ -13,14 +13,17 @@ slowly, is answered where it waits, and then the connection ends: what was behin
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from deepseek_resilient import wire
+from deepseek_resilient.gateway.exchange import Exchange
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from deepseek_resilient.gateway.settings import Limits
@@ -52,41 +55,6 @@ class _TooLargeError(Exception):
     """The head is over a limit."""
 
 
-class _Writer:
-    """What the answers of one connection are written to. The head of one leaves together with what follows in the same
-    turn of the loop: each write is a system call, and a packet that wakes the caller."""
-
-    __slots__ = ("_held", "_loop", "_transport", "holds", "is_closing")
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._held: bytes | None = None
-        self.is_closing = transport.is_closing
-        self.holds = False
-        """The head of an answer comes next."""
-
-    def write(self, data: bytes) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            self._transport.writelines((held, data))
-        elif self.holds:
-            self.holds = False
-            self._held = data
-            self._loop.call_soon(self._flush)
-        else:
-            self._transport.write(data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        held, self._held = self._held, None
-        if held is not None and not self.is_closing():
-            self._transport.write(held)
-
-
 def bounded(limits: Limits) -> type[HttpToolsProtocol]:
     """The protocol class with these limits."""
 
@@ -106,7 +74,6 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._writer = _Writer(transport, self.loop)
             if len(self.connections) > limits.max_connections:
                 self._status = 503
                 self.send_400_response("too many connections are open; come again")
@@ -169,7 +136,23 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
             if size > limits.max_header_bytes or len(self.headers) > limits.max_headers:
                 self._status = 431
                 raise _TooLargeError
-            super().on_headers_complete()
+            scope, url = self.scope, httptools.parse_url(self.url)
+            version = self.parser.get_http_version()
+            path = url.path.decode("ascii")
+            scope["method"], scope["http_version"] = self.parser.get_method().decode("ascii"), version
+            scope["path"], scope["raw_path"] = unquote(path) if "%" in path else path, url.path
+            scope["query_string"] = url.query or b""
+            before = self.cycle
+            self.cycle = cycle = Exchange(
+                scope, self.transport, self.flow, self.logger, self.access_logger, self.access_log,
+                self.server_state.default_headers, asyncio.Event(), self.expect_100_continue,
+                version != "1.0" and self.parser.should_keep_alive(), self.on_response_complete,
+            )  # fmt: skip
+            if before is None or before.response_complete:
+                self._start_asgi_task(cycle, self.app)
+            else:
+                self.flow.pause_reading()
+                self.pipeline.appendleft((cycle, self.app))
 
         def on_message_complete(self) -> None:
             super().on_message_complete()
@@ -182,8 +165,6 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
         def _start_asgi_task(self, cycle: Any, app: Any) -> None:
             self._running = cycle
             cycle.scope["extensions"] = {CALLER: self}
-            cycle.transport = self._writer
-            self._writer.holds = True
             super()._start_asgi_task(cycle, app)
 
         def on_response_complete(self) -> None:

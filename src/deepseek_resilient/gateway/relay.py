@@ -64,6 +64,7 @@ class Relay:
         self._clock = clock
         self._keep_alive = keep_alive
         self._task: asyncio.Task[Any] | None = None
+        self._call: AioCall | None = None
         self._comments: asyncio.Task[None] | None = None
         self._begun = False
         self.gone = False
@@ -87,7 +88,9 @@ class Relay:
         """
         loop = asyncio.get_running_loop()
         self._task = asyncio.current_task(loop)
-        call = AioCall(coroutine, sender, clock=self._clock, raise_as=FailedError, loop=loop)
+        self._call = call = AioCall(
+            coroutine, sender, clock=self._clock, raise_as=FailedError, loop=loop, leaves=self._task
+        )  # fmt: skip
         timer = None
         if stream and self._keep_alive is not None:
             timer = loop.call_later(self._keep_alive, self._begin_comments)
@@ -115,7 +118,7 @@ class Relay:
                 self._task.uncancel()
             return None
         finally:
-            self._task = None
+            self._call = None
             self._caller.watch(None)
             if timer is not None:
                 timer.cancel()
@@ -126,8 +129,8 @@ class Relay:
     def _hung_up(self) -> None:
         """The caller is gone: so is the call."""
         self.gone = True
-        if self._task is not None:
-            self._task.cancel()
+        if self._call is not None:
+            self._call.leave()
 
     async def _whole(self, response: Response) -> None:
         body = response.body or b""
