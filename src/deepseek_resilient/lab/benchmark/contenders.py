@@ -172,6 +172,9 @@ class Client(Protocol):
     def call(self, request: Request, until: float, above: int, tenant: str) -> CallCoroutine:
         """One call (`Ask`)."""
 
+    def look(self) -> tuple[float, int] | None:
+        """The calls at once that it allows itself, and how many wait in it; None for who has no such limit."""
+
 
 class Retrying:
     """Asks again as the rule says. What is asked is the server, or a client below."""
@@ -179,7 +182,11 @@ class Retrying:
     def __init__(self, rule: Rule, around: Surroundings, below: Client | None = None) -> None:
         self._rule = rule
         self._around = around
+        self._below = below
         self._ask: Ask = self._attempt if below is None else below.call
+
+    def look(self) -> tuple[float, int] | None:
+        return None if self._below is None else self._below.look()
 
     async def call(self, request: Request, until: float, above: int, tenant: str) -> Result:
         rule, clock = self._rule, self._around.clock
@@ -230,6 +237,15 @@ class Ours:
 
     def call(self, request: Request, until: float, above: int, tenant: str) -> CallCoroutine:
         return self._engine.call(request, timeout=until - self._clock(), retries_above=above, tenant=tenant)
+
+    def look(self) -> tuple[float, int] | None:
+        return limit_and_queue(self._engine)
+
+
+def limit_and_queue(engine: Engine) -> tuple[float, int]:
+    """The limits of all targets of an engine together, and the calls that wait for a place."""
+    places = [target.concurrency for target in engine.statistics().targets.values() if target.concurrency]
+    return sum(place.limit for place in places), sum(place.queued for place in places)
 
 
 def _retryable(result: Result, statuses: set[int]) -> bool:

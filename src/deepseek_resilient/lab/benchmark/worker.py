@@ -1,6 +1,7 @@
 """`python -m deepseek_resilient.lab.benchmark.worker`: makes one run after the other, as a child process.
 
-Each line of standard input names a run (scenario, contender, seed, as JSON), each line of standard output is a result.
+Each line of standard input names a run (scenario, contender, seed, world, as JSON), each line of standard output is a
+result.
 The process ends with its input, in the middle of a run too.
 """
 
@@ -13,7 +14,7 @@ import queue
 import threading
 
 from .results import line_of
-from .scenarios import SCENARIOS
+from .scale import scenarios_of
 from .world import run
 
 
@@ -25,8 +26,8 @@ def main() -> None:
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
     while True:
-        scenario, contender, seed = json.loads(jobs.get())
-        print(line_of(run(SCENARIOS[scenario], contender, seed)), flush=True)
+        scenario, contender, seed, world = json.loads(jobs.get())
+        print(line_of(run(scenarios_of(world)[scenario], contender, seed, world)), flush=True)
 
 
 def _hear(jobs: queue.SimpleQueue[bytes]) -> None:
