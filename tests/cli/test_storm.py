@@ -34,11 +34,13 @@ def test_a_run_goes_on_where_it_was_ended(tmp_path: Path) -> None:
     status, first, err = run(*SMALL, "--seeds", "1", "--json", "all.json", cwd=tmp_path)
     assert 0 == status, err
     assert ["2", "1/2", "2/2"] == [line.split()[0] for line in err.splitlines()]
+    assert "outage_hang" in first.split("\n")[0]
     before = (tmp_path / "all.json").read_text().splitlines()
     with (tmp_path / "all.json").open("a") as file:
         file.write('{"scenario":"outage_hang","contender":"fina')  # killed while it wrote
-    status, again, err = run(*SMALL, "--seeds", "1", "--json", "all.json", cwd=tmp_path)
-    assert (0, first, "") == (status, again, err)
+    status, again, err = run(*SMALL, "--seeds", "1", "--json", "all.json", "--pictures", "all/drawn", cwd=tmp_path)
+    assert (0, first, "1 pictures are in all/drawn\n") == (status, again, err)
+    assert ["outage_hang.svg"] == [path.name for path in (tmp_path / "all" / "drawn").iterdir()]
     assert before == (tmp_path / "all.json").read_text().splitlines()
     (tmp_path / "all.json").unlink()
     run(*SMALL, "--seeds", "1", "--json", "all.json", cwd=tmp_path)

@@ -21,7 +21,7 @@ from deepseek_resilient.lab.benchmark.real import runner, server
 from deepseek_resilient.lab.benchmark.real.contenders import REAL_CONTENDERS, adapter_of, described, interpreter
 from deepseek_resilient.lab.benchmark.record import MODEL, REAL, VIRTUAL, Call, Lag, Record
 from deepseek_resilient.lab.benchmark.results import Job, line_of, read, result_of
-from deepseek_resilient.lab.benchmark.scale import SCALED, scenarios_of
+from deepseek_resilient.lab.benchmark.scale import SCALED, about, scenarios_of
 from deepseek_resilient.lab.benchmark.scenario import Change, Scenario, Tenant
 from deepseek_resilient.lab.benchmark.scenarios import SCENARIOS
 from deepseek_resilient.lab.benchmark.world import run as run_virtual
@@ -76,6 +76,7 @@ def test_what_is_scaled_is_otherwise_the_same(name: str) -> None:
     scaled, whole = SCALED[name], SCENARIOS[name]
     assert whole == replace(scaled, capacity=whole.capacity, crowd=whole.crowd, calls=whole.calls)
     assert scaled.capacity <= whole.capacity
+    assert about(REAL, name).startswith(about(VIRTUAL, name))
     assert (scenarios_of(REAL)[name], scenarios_of(VIRTUAL)[name]) == (scaled, whole)
 
 
@@ -108,13 +109,17 @@ def test_an_adapter_tells_answers_from_failures(name: str, stream: bool) -> None
         brain = SimulatedDeepSeek(asyncio.get_running_loop(), LabSettings().changed({"service_time": 0.001}))
         server = LabServer(brain)
         front = await server.start()
-        around = runner.Around(front=front, servers=[], attempt_timeout=0.5, patience=0.2, stream=stream)
-        client = runner.adapter(adapter_of(who, sys.executable)).make(around, **who.options)
-        assert await client.ask("one question", {}, "somebody")
+        make = runner.adapter(adapter_of(who, sys.executable)).make
+        patient, hurried = (
+            make(runner.Around(front, [], attempt_timeout=limit, patience=limit, stream=stream), **who.options)
+            for limit in (60.0, 0.2)
+        )
+        assert await patient.ask("one question", {}, "somebody")
         assert 1 == brain.statistics()["attempts"]
         brain.set_script(windows=[Window(Fault.parse("cut" if stream else "status;status=400"))])
-        assert not await client.ask("another question", {}, "somebody")
-        await client.close()
+        assert not await hurried.ask("another question", {}, "somebody")
+        await patient.close()
+        await hurried.close()
         await server.stop()
 
     asyncio.run(test())

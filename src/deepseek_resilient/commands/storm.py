@@ -18,7 +18,7 @@ from deepseek_resilient.commands.terminal import CommandError, Terminal
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
 
-    from deepseek_resilient.lab.benchmark.results import Job
+    from deepseek_resilient.lab.benchmark.results import Job, Result
 
 _PARTS = 20
 
@@ -90,7 +90,24 @@ def run(options: argparse.Namespace) -> int:
     found = [results.result_of(done[job]) for job in jobs if job in done]
     if found:
         out.line(tables.markdown(found) if options.markdown else tables.text(found))
+        if options.pictures:
+            _draw(options.pictures, found)
     return 0 if whole else 130
+
+
+def _draw(folder: Path, found: Sequence[Result]) -> None:
+    """A picture of each storm in each world, and what is in the folder."""
+    from deepseek_resilient.lab.benchmark import pictures
+    from deepseek_resilient.lab.benchmark.record import MODEL, REAL
+
+    storms = dict.fromkeys((result.job.world, result.job.scenario) for result in found if result.job.world != MODEL)
+    for world, name in storms:
+        path = folder / f"{name}{'_real' if world == REAL else ''}.svg"
+        try:
+            path.write_text(pictures.draw(world, name, found), encoding="utf-8")
+        except OSError as error:
+            raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
+    Terminal(sys.stderr).line(f"{len(storms)} pictures are in {folder}")
 
 
 def _list(out: Terminal, scenarios: Sequence[str], contenders: Sequence[str]) -> None:

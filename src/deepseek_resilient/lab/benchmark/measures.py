@@ -6,7 +6,6 @@ Shares are 0 to 1 and times seconds. None means that there is nothing to measure
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -115,13 +114,6 @@ def wasted(record: Record) -> float:
     """
     worked = _worked(record)
     return 1 - sum(call.answered for call in record.calls) / worked if worked else 0.0
-
-
-def within(record: Record) -> list[float]:
-    """The share of all calls that were answered within 0.1, 0.2 … seconds, up to the callers' patience."""
-    times = sorted(call.ended - call.began for call in record.calls if call.answered and call.ended is not None)
-    steps = round(record.scenario.patience / STEP)
-    return [round(bisect_right(times, STEP * (n + 1)) / len(record.calls), 4) for n in range(steps)]
 
 
 def recovery(record: Record) -> float | None:

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from deepseek_resilient import __version__
 from deepseek_resilient.lab.plan import per_second
 
-from .measures import Measures, measure, within
+from .measures import Measures, measure
 from .record import VIRTUAL, WORLDS
 from .scale import scenarios_of
 
@@ -50,11 +50,10 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """Rates per half second; the share of all calls that were answered within 0.1, 0.2 … s; limits and queues."""
+    """By half seconds: answers and attempts per second; of ours its limit of calls at once and who waits."""
 
     answers: list[float]
     attempts: list[float]
-    within: list[float]
     limits: list[float]
     queued: list[int]
 
@@ -74,7 +73,6 @@ def line_of(record: Record) -> str:
         "measures": measures,
         "answers_per_second": per_second(ended, seconds),
         "attempts_per_second": per_second(record.attempts, seconds),
-        "answered_within": within(record),
         "limits": [round(limit, 2) for limit, _ in record.limits],
         "queued": [queued for _, queued in record.limits],
         "servers": [{name: server[name] for name in _SERVER} for server in record.servers],
@@ -96,7 +94,6 @@ def result_of(line: str) -> Result:
         series = Series(
             answers=told["answers_per_second"],
             attempts=told["attempts_per_second"],
-            within=told["answered_within"],
             limits=told["limits"],
             queued=told["queued"],
         )

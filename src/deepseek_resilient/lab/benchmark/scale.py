@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CAPACITIES: Final = {
     "stress": 30.0,
-    "overload_1_5": 30.0,
+    "overload_1_5": 20.0,
     "overload_3": 20.0,
     "overload_5": 10.0,
     "tide": 20.0,
@@ -32,8 +32,8 @@ CAPACITIES: Final = {
     "blank_and_cut": 30.0,
     "retry_after_herd": 30.0,
     "poisoned_tenant": 20.0,
-    "processes_20": 30.0,
-    "processes_100": 30.0,
+    "processes_20": 20.0,
+    "processes_100": 20.0,
     "slow_target": 60.0,
     "moving_limit": 60.0,
 }
@@ -50,6 +50,13 @@ SCALED: Final[Mapping[str, Scenario]] = MappingProxyType(
     {name: _sized(SCENARIOS[name], capacity) for name, capacity in CAPACITIES.items()}
 )
 """Those that are run over real HTTP, and predicted for it."""
+
+
+def about(world: str, name: str) -> str:
+    """What happens in it there."""
+    scenario = scenarios_of(world)[name]
+    size = "" if scenario == SCENARIOS[name] else f" Here the servers can do {scenario.capacity:g}/s."
+    return scenario.about + size
 
 
 def scenarios_of(world: str) -> Mapping[str, Scenario]:

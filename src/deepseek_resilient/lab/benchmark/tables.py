@@ -16,6 +16,7 @@ from . import comparison
 from .real.contenders import REAL_CONTENDERS
 from .record import REAL, VIRTUAL
 from .results import Job
+from .scale import about
 from .scenarios import SCENARIOS
 
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ def text(results: Sequence[Result]) -> str:
     for world, heading in HEADINGS.items():
         found = _grouped(results, world)
         for name, rows in _tables(found, _busy(results, world)):
-            about = textwrap.fill(f"{name}{heading}: {SCENARIOS[name].about}", WIDTH)
-            parts.append("\n".join([about, *_aligned(rows)]))
+            told = textwrap.fill(f"{name}{heading}: {about(world, name)}", WIDTH)
+            parts.append("\n".join([told, *_aligned(rows)]))
         behind = [textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in _behind(found)]
         if behind:
             parts.append("\n".join([f"Where ours is not first{heading}:", *behind]))
@@ -141,7 +142,7 @@ def markdown(results: Sequence[Result]) -> str:
         behind = [f"- {line}" for line in _behind(found)]
         parts.append("\n".join([f"### Where ours is not first{heading}\n", *(behind or ["Nowhere."])]))
         parts += [
-            f"### {name}{heading}\n\n{SCENARIOS[name].about}\n\n{_page(rows)}"
+            f"### {name}{heading}\n\n{about(world, name)}\n\n{_page(rows)}"
             for name, rows in _tables(found, _busy(results, world))
         ]
     compared = comparison.compare(results)
