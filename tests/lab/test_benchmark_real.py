@@ -35,7 +35,7 @@ QUICK = replace(SCALED["overload_1_5"].shrunk(0.02), capacity=100.0)
 """Half a second of calls that all can be answered, on a server of ten slots."""
 
 
-def line(world: str, contender: str = "ours", *, good: int = 8, late: float = 0.0, seed: int = 1) -> str:
+def line(world: str, contender: str = "ours", *, good: int = 8, late: float = 0.0, seed: int = 1, luck: int = 0) -> str:
     """A line of ten calls, so many of them answered."""
     scenario = scenarios_of(world)["outage_503"]
     calls = tuple(Call(float(number), number + 0.5, number < good) for number in range(10))
@@ -43,6 +43,7 @@ def line(world: str, contender: str = "ours", *, good: int = 8, late: float = 0.
         scenario=scenario,
         contender=contender,
         seed=seed,
+        luck=luck,
         calls=calls,
         attempts=(0.0,) * 12,
         servers=({"attempts": 12, "served": good, "wasted": 0, "statuses": {}},),
@@ -61,6 +62,15 @@ def test_both_worlds_have_the_same_callers() -> None:
     assert {caller.client for caller in first} == set(range(20))
     assert [caller.at for caller in first] == [call.began for call in run_virtual(scenario, "finagle", 1).calls]
     assert len(first) == len({caller.text(scenario) for caller in first})
+
+
+def test_other_luck_has_the_same_callers() -> None:
+    """And comes to something else."""
+    scenario = SCALED["overload_3"].shrunk(0.1)
+    first, again, other = (run_virtual(scenario, "openai_2", 1, MODEL, luck) for luck in (1, 1, 2))
+    assert first == again
+    assert [call.began for call in first.calls] == [call.began for call in other.calls]
+    assert first.attempts != other.attempts
 
 
 def test_a_crowd_has_followers_without_a_time() -> None:
@@ -205,7 +215,7 @@ def test_every_client_has_an_interpreter_or_none() -> None:
 
 def test_the_model_stands_beside_what_was_measured() -> None:
     """Medians of both, the difference, and whether luck can explain it; nothing of a run on too busy a machine."""
-    lines = [line(REAL), *(line(MODEL, good=good, seed=good) for good in (5, 7, 9)), line(REAL, "finagle", late=1.0)]
+    lines = [line(REAL), *(line(MODEL, good=good, luck=good) for good in (5, 7, 9)), line(REAL, "finagle", late=1.0)]
     compared = comparison.compare([result_of(text) for text in lines])
     assert ["goodput", "attempts"] == [one.measure for one in compared]
     goodput, attempts = compared
@@ -252,7 +262,7 @@ def test_tables_tell_the_worlds_apart() -> None:
 def test_what_is_to_be_run_and_how_long_it_takes() -> None:
     """Predictions where the simulator knows the client, real runs where a machine can carry the scenario."""
     jobs = work.real_jobs(["overload_1_5", "stacked_layers"], ["ours", "litellm"], 2)
-    assert len(work.PREDICTIONS) == sum(job.world == MODEL for job in jobs)
+    assert 2 * len(work.PREDICTIONS) == sum(job.world == MODEL for job in jobs)
     assert ["ours", "litellm"] * 2 == [job.contender for job in jobs if job.world == REAL]
     virtual = work.virtual_jobs(["stress", "tide"], ["ours", "litellm"], 3)
     assert 6 == len(virtual)

@@ -265,7 +265,7 @@ class Progress:
 
 def _name(job: Job) -> str:
     world = "" if job.world == "virtual" else f"{job.world} "
-    return f"{world}{job.scenario}, {job.contender}, seed {job.seed}"
+    return f"{world}{job.scenario}, {job.contender}, seed {job.seed}" + (f", luck {job.luck}" if job.luck else "")
 
 
 def _duration(seconds: float) -> str:

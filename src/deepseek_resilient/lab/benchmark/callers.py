@@ -51,6 +51,9 @@ def callers(scenario: Scenario, seed: int) -> list[Caller]:
     ]
 
 
-def dice_of(seed: int, what: str) -> Random:
-    """Randomness of its own for everybody, so that what one does moves nobody else's dice."""
-    return Random(f"{seed} {what}")  # noqa: S311 -- a simulation, repeatable by its seed
+def dice_of(seed: int, what: str, luck: int = 0) -> Random:
+    """Randomness of its own for everybody, so that what one does moves nobody else's dice.
+
+    With another `luck` servers, clients and the balancer fare otherwise, and the callers are still those of the seed.
+    """
+    return Random(f"{seed}.{luck} {what}" if luck else f"{seed} {what}")  # noqa: S311 -- a simulation, repeatable by its seed

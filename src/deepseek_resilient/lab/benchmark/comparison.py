@@ -1,8 +1,9 @@
 """Model against reality: what the simulator says of each real run, beside what was measured.
 
-The prediction is the median of the simulator's runs of the same scenario at the same size by the same client, over
-`work.PREDICTIONS`; in brackets the smallest and the largest of them, as far as luck goes. The difference is of the
-prediction from the measured value, as a share of the latter.
+The prediction is the median of the simulator's runs of the same scenario at the same size by the same client with the
+same callers, and other luck in each (`work.PREDICTIONS`); in brackets the smallest and the largest of them. The
+difference is of the prediction from the measured value (the median, of several), as a share of the latter. "luck"
+stands where it is larger than is aimed at and the simulator gets the measured value too, "off" where it never does.
 """
 
 from __future__ import annotations
@@ -100,6 +101,6 @@ def summary(compared: Sequence[Compared]) -> list[str]:
         inside = sum(one.by_luck for one in all_)
         lines.append(
             f"{name}: {near} of {len(all_)} predictions are within {GOAL:.0%} of what was measured; "
-            f"{inside} of the measured values are among those that the simulator gets with other seeds."
+            f"{inside} of the measured values are among those that the simulator gets with other luck."
         )
     return lines

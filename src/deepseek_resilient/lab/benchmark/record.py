@@ -47,9 +47,13 @@ class Lag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One run. `attempts` are the times at which requests came to a server; `servers` are the servers' statistics;
-    `limits` are, at the end of each half second, the calls at once that all processes allow themselves together and the
-    calls that wait in them, where the client has such a limit. `lag` is of a real run."""
+    """One run.
+
+    `attempts` are the times at which requests came to a server; `servers` are the servers' statistics; `limits` are,
+    at the end of each half second, the calls at once that all processes allow themselves together and the calls that
+    wait in them, where the client has such a limit. `lag` is of a real run; `luck` is other dice for the same
+    callers.
+    """
 
     scenario: Scenario
     contender: str
@@ -60,6 +64,7 @@ class Record:
     limits: tuple[tuple[float, int], ...] = ()
     world: str = VIRTUAL
     lag: Lag | None = None
+    luck: int = 0
 
 
 def looks(found: Iterable[tuple[float, int] | None]) -> tuple[float, int]:

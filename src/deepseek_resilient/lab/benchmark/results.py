@@ -36,6 +36,7 @@ class Job:
     contender: str
     seed: int
     world: str = VIRTUAL
+    luck: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ def line_of(record: Record) -> str:
         "scenario": scenario.name,
         "contender": record.contender,
         "seed": record.seed,
+        "luck": record.luck,
         "version": version_of(scenario),
         "measures": measures,
         "answers_per_second": per_second(ended, seconds),
@@ -145,7 +147,7 @@ def open_to_append(path: Path) -> IO[str]:
 
 
 def _job_of(told: Any) -> Job:
-    return Job(told["scenario"], told["contender"], told["seed"], told.get("world", VIRTUAL))
+    return Job(told["scenario"], told["contender"], told["seed"], told["world"], told["luck"])
 
 
 def _measures_of(told: dict[str, Any]) -> Measures:

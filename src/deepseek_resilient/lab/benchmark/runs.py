@@ -41,4 +41,4 @@ def run_all(jobs: Sequence[Job], processes: int) -> Generator[str, None, None]:
 
 
 def _give(worker: Child, job: Job) -> None:
-    worker.tell(json.dumps([job.scenario, job.contender, job.seed, job.world]))
+    worker.tell(json.dumps([job.scenario, job.contender, job.seed, job.world, job.luck]))

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def make(
-    scenario: Scenario, seed: int, scheduler: Scheduler, unix_offset: float = EPOCH
+    scenario: Scenario, seed: int, scheduler: Scheduler, unix_offset: float = EPOCH, luck: int = 0
 ) -> dict[str, SimulatedDeepSeek]:
     """Each by its name, without a fault so far."""
     settings = LabSettings().changed(scenario.server)
     return {
-        name: SimulatedDeepSeek(scheduler, settings, dice_of(seed, name).getrandbits(32), unix_offset=unix_offset)
+        name: SimulatedDeepSeek(scheduler, settings, dice_of(seed, name, luck).getrandbits(32), unix_offset=unix_offset)
         for name in names(scenario)
     }
 

@@ -170,7 +170,7 @@ def _grouped(results: Sequence[Result], world: str) -> dict[str, dict[str, list[
     found: dict[str, dict[str, list[Measures]]] = {}
     for name in SCENARIOS:
         for contender in REAL_CONTENDERS:
-            measures = [r.measures for r in results if r.job == Job(name, contender, r.job.seed, world)]
+            measures = [r.measures for r in results if r.job == Job(name, contender, r.job.seed, world, r.job.luck)]
             if measures:
                 found.setdefault(name, {})[contender] = measures
     return found

@@ -21,7 +21,8 @@ PUBLISHED: Final = ("overload_1_5", "outage_503", "processes_20", "moving_limit"
 """The scenarios that are run over real HTTP where none is named: all of them would take over an hour."""
 
 PREDICTIONS: Final = range(1, 21)
-"""The seeds of the simulator's prediction of a real run: what comes of an overload is a matter of luck as well."""
+"""Each real run is predicted so many times, with the same callers and other luck of servers and clients: what comes of
+an overload is a matter of luck as well."""
 
 _SECONDS_PER_CALL: Final = {"naive": 0.003, "ours": 0.0008}
 _OTHERS: Final = 0.00045
@@ -40,8 +41,9 @@ def real_jobs(scenarios: Iterable[str], contenders: Sequence[str], seeds: int) -
     """Real runs, and before them the predictions of those whose client the simulator knows."""
     here = [name for name in scenarios if name in SCALED]
     known = [name for name in contenders if name in CONTENDERS]
-    predictions = [Job(s, c, seed, MODEL) for s in here for c in known for seed in PREDICTIONS]
-    return predictions + [Job(s, c, seed, REAL) for seed in range(1, seeds + 1) for s in here for c in contenders]
+    each = [(seed, s) for seed in range(1, seeds + 1) for s in here]
+    predictions = [Job(s, c, seed, MODEL, luck) for seed, s in each for c in known for luck in PREDICTIONS]
+    return predictions + [Job(s, c, seed, REAL) for seed, s in each for c in contenders]
 
 
 def seconds(jobs: Iterable[Job], processes: int) -> float:

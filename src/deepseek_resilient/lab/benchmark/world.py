@@ -32,19 +32,20 @@ if TYPE_CHECKING:
     from .scenario import Scenario
 
 
-def run(scenario: Scenario, contender: str, seed: int, world: str = VIRTUAL) -> Record:
+def run(scenario: Scenario, contender: str, seed: int, world: str = VIRTUAL, luck: int = 0) -> Record:
     """Let all callers in, until each of them knows how it ended."""
-    return _World(scenario, contender, seed).run(world)
+    return _World(scenario, contender, seed, luck).run(world)
 
 
 class _World:
-    def __init__(self, scenario: Scenario, contender: str, seed: int) -> None:
+    def __init__(self, scenario: Scenario, contender: str, seed: int, luck: int) -> None:
         self._scenario = scenario
         self._contender = contender
         self._seed = seed
+        self._luck = luck
         self._scheduler = VirtualScheduler()
-        self._balancer = dice_of(seed, "balancer")
-        self._models = servers.make(scenario, seed, self._scheduler)
+        self._balancer = dice_of(seed, "balancer", luck)
+        self._models = servers.make(scenario, seed, self._scheduler, luck=luck)
         servers.begin(self._models, scenario)
         self._servers = {name: VirtualDeepSeek(model) for name, model in self._models.items()}
         self._any = list(self._servers.values())
@@ -73,6 +74,7 @@ class _World:
             servers=tuple(model.statistics() for model in self._models.values()),
             limits=tuple(self._limits),
             world=world,
+            luck=self._luck,
         )
 
     def open(self, request: Request, inbox: Inbox) -> Callable[[], None]:
@@ -86,7 +88,7 @@ class _World:
         around = Surroundings(
             clock=scheduler.time,
             wall=lambda: scheduler.time() + EPOCH,
-            random=dice_of(self._seed, f"client {number}"),
+            random=dice_of(self._seed, f"client {number}", self._luck),
             attempt_timeout=self._scenario.attempt_timeout,
             stream=self._scenario.stream,
             servers=tuple(f"https://{name}" for name in self._servers) if len(self._servers) > 1 else (),
