@@ -15,7 +15,7 @@ import pytest
 
 from deepseek_resilient.lab.benchmark import comparison, tables, work
 from deepseek_resilient.lab.benchmark.callers import callers
-from deepseek_resilient.lab.benchmark.contenders import CONTENDERS
+from deepseek_resilient.lab.benchmark.contenders import PREDICTED
 from deepseek_resilient.lab.benchmark.real import run as real
 from deepseek_resilient.lab.benchmark.real import runner, server
 from deepseek_resilient.lab.benchmark.real.contenders import REAL_CONTENDERS, adapter_of, described, interpreter
@@ -28,6 +28,7 @@ from deepseek_resilient.lab.benchmark.world import run as run_virtual
 from deepseek_resilient.lab.child import Child
 from deepseek_resilient.lab.deepseek import SimulatedDeepSeek
 from deepseek_resilient.lab.faults import Fault, Window
+from deepseek_resilient.lab.plan import Phase
 from deepseek_resilient.lab.server import LabServer
 from deepseek_resilient.lab.settings import LabSettings
 
@@ -71,6 +72,14 @@ def test_other_luck_has_the_same_callers() -> None:
     assert first == again
     assert [call.began for call in first.calls] == [call.began for call in other.calls]
     assert first.attempts != other.attempts
+
+
+def test_the_simulator_knows_how_pydantic_ai_retries() -> None:
+    """Five attempts of the transport under three of the SDK, in an outage that lasts longer than all of them."""
+    phases = (Phase("calls", 1.0, 0.1, "outage_503"), Phase("more", 200.0, 1e-9, "outage_503"))
+    found = run_virtual(replace(SCALED["outage_503"], phases=phases, patience=200.0), "pydantic_ai", 1)
+    assert found.calls
+    assert 15 * len(found.calls) == len(found.attempts)
 
 
 def test_a_crowd_has_followers_without_a_time() -> None:
@@ -209,7 +218,7 @@ def test_every_client_has_an_interpreter_or_none() -> None:
     assert interpreter(missing, {}) is None
     assert "/other/python" == interpreter(missing, {"litellm": "/other/python"})
     assert sys.executable == interpreter(REAL_CONTENDERS["ours"], {})
-    assert {*CONTENDERS} <= {*described()} == {*REAL_CONTENDERS}
+    assert {*PREDICTED} <= {*described()} == {*REAL_CONTENDERS}
     assert all(defaults and source for defaults, source in described().values())
 
 

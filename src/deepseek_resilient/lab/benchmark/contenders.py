@@ -114,6 +114,20 @@ class Tenacity(Rule):
         return self._random.uniform(0.0, 2.0 ** min(tries.made - 1, 60))
 
 
+class PydanticAI(Rule):
+    """pydantic-ai's retrying transport as its documents show it: 5 attempts, after 1, 2, 4, 8 s or as a Retry-After of
+    up to 5 minutes says; only what a server answers is tried again, and the rest left to the SDK above."""
+
+    def __init__(self, around: Surroundings) -> None:
+        pass
+
+    def pause(self, tries: Tries, result: Result) -> float | None:
+        if tries.made >= 5 or not isinstance(result, Response) or result.status not in (429, 502, 503, 504):
+            return None
+        hint = _retry_after(result)
+        return 2.0 ** (tries.made - 1) if hint is None else min(hint, 300.0)
+
+
 class AwsStandard(Rule):
     """AWS SDKs' standard mode: 3 attempts, from 0 to 1, 2 … 20 s at random; a retry costs 5 of 500 tokens, after a
     timeout 10. What a retry that helped has cost comes back, and one token for a call that needed none."""
@@ -314,3 +328,12 @@ _ALL: Final = (
 )
 CONTENDERS: Final[Mapping[str, Contender]] = MappingProxyType({contender.name: contender for contender in _ALL})
 """All of them, in the order of the tables."""
+
+_PYDANTIC_AI: Final = Contender(
+    "pydantic_ai",
+    "`AsyncHTTPX2TenacityTransport`: 5 attempts, 1, 2, 4 … s or Retry-After, under the SDK's 2 retries",
+    "ai.pydantic.dev/retries, `pydantic_ai` 2.68: `retries.py`",
+    lambda around, _: Retrying(OpenAISdk(around, 2), around, Retrying(PydanticAI(around), around)),
+)
+PREDICTED: Final[Mapping[str, Contender]] = MappingProxyType({**CONTENDERS, _PYDANTIC_AI.name: _PYDANTIC_AI})
+"""Those that the simulator knows: beside the ones of the tables, a client of real runs alone."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from .contenders import CONTENDERS
+from .contenders import CONTENDERS, PREDICTED
 from .record import MODEL, REAL
 from .results import Job
 from .scale import SCALED, scenarios_of
@@ -40,7 +40,7 @@ def virtual_jobs(scenarios: Iterable[str], contenders: Sequence[str], seeds: int
 def real_jobs(scenarios: Iterable[str], contenders: Sequence[str], seeds: int) -> list[Job]:
     """Real runs, and before them the predictions of those whose client the simulator knows."""
     here = [name for name in scenarios if name in SCALED]
-    known = [name for name in contenders if name in CONTENDERS]
+    known = [name for name in contenders if name in PREDICTED]
     each = [(seed, s) for seed in range(1, seeds + 1) for s in here]
     predictions = [Job(s, c, seed, MODEL, luck) for seed, s in each for c in known for luck in PREDICTIONS]
     return predictions + [Job(s, c, seed, REAL) for seed, s in each for c in contenders]

@@ -19,7 +19,7 @@ from deepseek_resilient.lab.virtual import HEADERS, VirtualDeepSeek, virtual_req
 from . import servers
 from .answers import complete
 from .callers import callers, dice_of
-from .contenders import CONTENDERS, Client, Surroundings
+from .contenders import PREDICTED, Client, Surroundings
 from .record import VIRTUAL, Call, Record, looks
 
 if TYPE_CHECKING:
@@ -93,9 +93,9 @@ class _World:
             stream=self._scenario.stream,
             servers=tuple(f"https://{name}" for name in self._servers) if len(self._servers) > 1 else (),
         )
-        client = CONTENDERS[self._contender].make(around, None)
+        client = PREDICTED[self._contender].make(around, None)
         for layer in reversed(self._scenario.layers):
-            client = CONTENDERS[layer].make(around, client)
+            client = PREDICTED[layer].make(around, client)
         return client
 
     def _look(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from deepseek_resilient.lab.benchmark.contenders import CONTENDERS
+from deepseek_resilient.lab.benchmark.contenders import PREDICTED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +18,8 @@ _CLIENTS: Final = "deepseek_resilient.lab.benchmark.real.clients"
 
 @dataclass(frozen=True, slots=True)
 class RealContender:
-    """An adapter with its options, what the client's defaults are and where they are documented.
+    """An adapter with its options; of a client that the simulator does not know, also what its defaults are and where
+    they are documented.
 
     `library` is what the adapter imports where it is no part of this package's own environment: the client then runs in
     an interpreter that was named for it, or in ours if that has the library.
@@ -46,13 +47,7 @@ _ALL: Final = (
         defaults="`Router(model_list=…)`: 2 retries, cooldowns of 5 s",
         source="`litellm` 1.106: `router.py`, `constants.py`",
     ),
-    RealContender(
-        "pydantic_ai",
-        "pydantic_ai_transport",
-        library="pydantic_ai",
-        defaults="`AsyncHTTPX2TenacityTransport`: 5 attempts, 1, 2, 4 … s or Retry-After, under the SDK's 2 retries",
-        source="ai.pydantic.dev/retries, `pydantic_ai` 2.68: `retries.py`",
-    ),
+    RealContender("pydantic_ai", "pydantic_ai_transport", library="pydantic_ai"),
     RealContender("ours", "sdks", {"max_retries": None}),
 )
 REAL_CONTENDERS: Final[Mapping[str, RealContender]] = MappingProxyType({who.name: who for who in _ALL})
@@ -61,8 +56,8 @@ REAL_CONTENDERS: Final[Mapping[str, RealContender]] = MappingProxyType({who.name
 
 def described() -> dict[str, tuple[str, str]]:
     """What the defaults of each are, and where they are documented."""
-    virtual = {name: (who.defaults, who.source) for name, who in CONTENDERS.items()}
-    return {who.name: virtual.get(who.name, (who.defaults, who.source)) for who in _ALL}
+    known = {name: (who.defaults, who.source) for name, who in PREDICTED.items()}
+    return {who.name: known.get(who.name, (who.defaults, who.source)) for who in _ALL}
 
 
 def interpreter(contender: RealContender, peers: Mapping[str, str]) -> str | None:

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
     Heard = queue.SimpleQueue[tuple[Any, str]]
 
-PROCESSES: Final = 10
+PROCESSES: Final = 5
 """The most client processes of a run. Where the scenario has more, several live in one, and know nothing of each other
 all the same: clients have no state in common."""
 
 _LEAD: Final = 0.3
-_PATIENCE: Final = 60.0
+_STARTING: Final = 300.0
+_SILENCE: Final = 30.0
 
 
 class RealRunError(RuntimeError):
@@ -52,7 +53,7 @@ def run(
     with contextlib.ExitStack() as stack:
         serving = stack.enter_context(Child(("-m", server.__name__), heard, last=server.RESULT))
         serving.tell(json.dumps([scenario.to_json(), seed]))
-        addresses = json.loads(_next(heard)[1])
+        addresses = json.loads(_next(heard, _STARTING)[1])
         runners = []
         for order in _orders(scenario, coming, addresses):
             order |= {"adapter": adapter_of(contender, python), "options": dict(contender.options)}
@@ -61,13 +62,13 @@ def run(
             child.tell(json.dumps(order))
             runners.append(child)
         for _ in runners:
-            _next(heard)
+            _next(heard, _STARTING)
         start = repr(time.monotonic() + _LEAD)
         for child in (serving, *runners):
             child.tell(start)
         results = _listen(heard, len(runners), progress)
         serving.tell("end")
-        return _record(scenario, contender.name, seed, coming, results, json.loads(_next(heard)[1]))
+        return _record(scenario, contender.name, seed, coming, results, json.loads(_next(heard, _SILENCE)[1]))
 
 
 def _orders(scenario: Scenario, coming: Sequence[Caller], addresses: list[str]) -> list[dict[str, Any]]:
@@ -106,7 +107,7 @@ def _listen(heard: Heard, runners: int, progress: Callable[[float, int], None]) 
     answered: dict[Child, int] = {}
     told = 0.0
     while len(results) < runners:
-        child, line = _next(heard)
+        child, line = _next(heard, _SILENCE)
         message = json.loads(line)
         if line.startswith(runner.RESULT):
             results.append(message)
@@ -118,11 +119,11 @@ def _listen(heard: Heard, runners: int, progress: Callable[[float, int], None]) 
     return results
 
 
-def _next(heard: Heard) -> tuple[Child, str]:
+def _next(heard: Heard, seconds: float) -> tuple[Child, str]:
     try:
-        child, line = heard.get(timeout=_PATIENCE)
+        child, line = heard.get(timeout=seconds)
     except queue.Empty:
-        raise RealRunError(f"the processes of a real run have been silent for {_PATIENCE:g} s") from None
+        raise RealRunError(f"the processes of a real run have been silent for {seconds:g} s") from None
     if not line:
         raise RealRunError(f"a process of a real run ended too early: {child.complaint()}")
     return child, line
