@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -32,18 +33,77 @@ def test_a_run_goes_on_where_it_was_ended(tmp_path: Path) -> None:
     """What is in the file is not run again; the same numbers come of it, the same bytes of each run."""
     status, first, err = run(*SMALL, "--seeds", "1", "--json", "all.json", cwd=tmp_path)
     assert 0 == status, err
-    assert ["1/2", "2/2"] == [line.split()[0] for line in err.splitlines()]
+    assert ["2", "1/2", "2/2"] == [line.split()[0] for line in err.splitlines()]
+    assert "outage_hang" in first.split("\n")[0]
     before = (tmp_path / "all.json").read_text().splitlines()
     with (tmp_path / "all.json").open("a") as file:
         file.write('{"scenario":"outage_hang","contender":"fina')  # killed while it wrote
-    status, again, err = run(*SMALL, "--seeds", "1", "--json", "all.json", cwd=tmp_path)
-    assert (0, first, "") == (status, again, err)
+    status, again, err = run(*SMALL, "--seeds", "1", "--json", "all.json", "--pictures", "all/drawn", cwd=tmp_path)
+    assert (0, first, "1 pictures are in all/drawn\n") == (status, again, err)
+    assert ["outage_hang.svg"] == [path.name for path in (tmp_path / "all" / "drawn").iterdir()]
     assert before == (tmp_path / "all.json").read_text().splitlines()
     (tmp_path / "all.json").unlink()
     run(*SMALL, "--seeds", "1", "--json", "all.json", cwd=tmp_path)
     assert sorted(before) == sorted((tmp_path / "all.json").read_text().splitlines())
     assert all(len(line) <= 100 for line in first.splitlines())
     assert {"aws_standard", "finagle"} <= {line.split()[0] for line in first.splitlines()}
+
+
+REAL = ("storm", "--world", "real", "--scenario", "overload_1_5", "--contender", "finagle", "--json", "all.json")
+
+
+def predicted(path: Path) -> None:
+    """A file with all the predictions that the real run below asks for, so that it begins at once."""
+    from deepseek_resilient.lab.benchmark.record import MODEL, Call, Record
+    from deepseek_resilient.lab.benchmark.results import line_of
+    from deepseek_resilient.lab.benchmark.scale import SCALED
+    from deepseek_resilient.lab.benchmark.work import PREDICTIONS
+
+    for luck in PREDICTIONS:
+        found = Record(
+            scenario=SCALED["overload_1_5"],
+            contender="finagle",
+            seed=1,
+            luck=luck,
+            calls=(Call(0.0, 0.5, True),),
+            attempts=(0.0,),
+            servers=({"attempts": 1, "served": 1, "wasted": 0, "statuses": {}},),
+            world=MODEL,
+        )
+        with path.open("a") as file:
+            file.write(line_of(found) + "\n")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_a_real_run_leaves_no_process(ending: int, tmp_path: Path) -> None:
+    """However it is ended, in the middle of a run; and what was done before is still in the file."""
+    predicted(tmp_path / "all.json")
+    before = (tmp_path / "all.json").read_text()
+    storm = start(*REAL, cwd=tmp_path)
+    children = workers(storm)
+    storm.send_signal(ending)
+    _, err = storm.communicate(timeout=30)
+    assert (130 if ending == signal.SIGINT else -ending) == storm.returncode
+    assert b"Traceback" not in err
+    assert before == (tmp_path / "all.json").read_text()
+    until(lambda: not alive(children), 15)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--peer", "litellm"), "must be NAME=PYTHON with a Python that can be run, not 'litellm'"),
+        (("--peer", "litellm=/nowhere/python"), "not 'litellm=/nowhere/python'"),
+        (("--peer", f"mine={sys.executable}"), "there is no contender 'mine'; there are: naive, "),
+        (("--scenario", "stacked_layers"), "nothing is left to run"),
+        (("--contender", "litellm"), "litellm needs litellm: name an interpreter that has it, --peer litellm=PYTHON."),
+    ],
+)
+def test_a_client_that_cannot_be_run_is_told(arguments: tuple[str, ...], said: str) -> None:
+    """Before anything is run."""
+    status, out, err = inside("storm", "--world", "real", *arguments, env=environment())
+    assert (2, "") == (status, out)
+    assert said in err
 
 
 def workers(storm: Any) -> set[int]:
@@ -95,12 +155,12 @@ def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
 
 def test_the_list_names_all() -> None:
     """Storms and clients, each with what it is."""
-    from deepseek_resilient.lab.benchmark.contenders import CONTENDERS
+    from deepseek_resilient.lab.benchmark.real.contenders import REAL_CONTENDERS
     from deepseek_resilient.lab.benchmark.scenarios import SCENARIOS
 
     status, out, err = inside("storm", "--list", env=environment())
     assert (0, "") == (status, err)
-    assert [*SCENARIOS, *CONTENDERS] == [line.split()[0] for line in out.splitlines() if line]
+    assert [*SCENARIOS, *REAL_CONTENDERS] == [line.split()[0] for line in out.splitlines() if line]
 
 
 @pytest.mark.parametrize("text", ["mine", '{"scenario": 1}'])

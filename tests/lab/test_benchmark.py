@@ -146,11 +146,11 @@ def test_a_file_keeps_what_is_whole_and_of_today(tmp_path: Any) -> None:
     path = tmp_path / "results.json"
     old = line(seed=2).replace('"version":"', '"version":"0')
     path.write_text(f"{line()}\n{old}\n{line(seed=3)[:50]}")
-    assert {Job("tide", "ours", 1): line()} == read(path, SCENARIOS.values())
+    assert {Job("tide", "ours", 1): line()} == read(path)
     with open_to_append(path) as file:
         file.write(line(seed=4) + "\n")
-    assert [1, 4] == [job.seed for job in read(path, SCENARIOS.values())]
-    assert {} == read(tmp_path / "none.json", SCENARIOS.values())
+    assert [1, 4] == [job.seed for job in read(path)]
+    assert {} == read(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize("text", ["no JSON\n", "[]\n", '{"scenario": "tide"}\n'])
@@ -159,7 +159,7 @@ def test_a_file_of_something_else_is_refused(text: str, tmp_path: Any) -> None:
     path = tmp_path / "mine.txt"
     path.write_text(text)
     with pytest.raises(ValueError, match="line 1 is no result"):
-        read(path, SCENARIOS.values())
+        read(path)
     with pytest.raises(ValueError):  # noqa: PT011 -- whatever is wrong with it
         result_of(text)
 

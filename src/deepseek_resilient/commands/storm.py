@@ -1,4 +1,7 @@
-"""`deepseek-resilient storm`: clients through named storms in virtual time, with a table for each storm."""
+"""`deepseek-resilient storm`: clients through named storms, in virtual time and over real HTTP; tables and pictures.
+
+Each result is written down at once, so a run that was ended, however it was, goes on where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from typing import IO, TYPE_CHECKING, Any
 from deepseek_resilient.commands.terminal import CommandError, Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
-    from deepseek_resilient.lab.benchmark.results import Job
+    from deepseek_resilient.lab.benchmark.results import Job, Result
 
 _PARTS = 20
 
@@ -24,10 +27,12 @@ def add(commands: Any) -> None:
     """Describe it to argparse."""
     line = commands.add_parser(
         "storm",
-        help="the benchmark: many clients through many storms, in virtual time",
+        help="the benchmark: many clients through many storms, in virtual time and over real HTTP",
         description="Clients that retry each in its own way, ours among them, go through storms at simulated servers: "
-        "overloads, outages, brown-outs, faulty streams, many processes. All of it is computed, in virtual time and on "
-        "all cores: no key, no network, and the same seeds give the same numbers.",
+        "overloads, outages, brown-outs, faulty streams, many processes. By itself it computes all of it, in virtual "
+        "time and on all cores: no key, no network, and the same seeds give the same numbers. With --world real the "
+        "real libraries go through the same storms, smaller, over HTTP between processes of this machine, and what the "
+        "simulator says of each run stands beside what was measured.",
         epilog="goodput: of what could have been answered. attempts: requests per call. back: seconds until 95 % of "
         "calls are answered again. wasted: server work that became nobody's answer. fair: Jain's index of processes "
         "and tenants. p50, p99: of answered calls. told: when the others knew (median). $: for waste, per 1,000 "
@@ -36,98 +41,236 @@ def add(commands: Any) -> None:
     line.add_argument("--list", action="store_true", help="the names of all storms and clients, and what they are")
     line.add_argument("--scenario", nargs="+", action="extend", metavar="NAME", help="these storms only")
     line.add_argument("--contender", nargs="+", action="extend", metavar="NAME", help="these clients only")
-    line.add_argument("--seeds", type=_count, default=5, metavar="N", help="so many runs of each (default: 5)")
+    line.add_argument(
+        "--world",
+        choices=("virtual", "real", "both"),
+        default="virtual",
+        help="virtual time, real HTTP (four storms, where none is named), or one after the other (default: virtual)",
+    )
+    line.add_argument("--seeds", type=_count, default=5, metavar="N", help="so many virtual runs of each (default: 5)")
+    line.add_argument("--real-seeds", type=_count, default=1, metavar="N", help="so many real ones (default: 1)")
+    line.add_argument(
+        "--peer", nargs="+", action="extend", type=_peer, metavar="NAME=PYTHON", default=[],
+        help="the interpreter of a virtual environment that has the library of that client",
+    )  # fmt: skip
     line.add_argument(
         "--json", type=Path, metavar="FILE", help="add each result to a file, a line each; what is there is kept"
     )
     line.add_argument("--processes", type=_count, metavar="N", help="at a time (default: one per core)")
     line.add_argument("--markdown", action="store_true", help="tables for a page")
+    line.add_argument("--pictures", type=Path, metavar="FOLDER", help="write pictures (SVG) of each storm to a folder")
     line.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run what is still to run, show the tables of all that is done."""
     from deepseek_resilient.lab.benchmark import results, tables
-    from deepseek_resilient.lab.benchmark.contenders import CONTENDERS
+    from deepseek_resilient.lab.benchmark.real.contenders import REAL_CONTENDERS
     from deepseek_resilient.lab.benchmark.scenarios import SCENARIOS
 
     scenarios = _chosen("scenario", options.scenario, SCENARIOS)
-    contenders = _chosen("contender", options.contender, CONTENDERS)
+    contenders = _chosen("contender", options.contender, REAL_CONTENDERS)
     out = Terminal(sys.stdout)
     if options.list:
-        for name in scenarios:
-            out.line(f"{name:<18}{SCENARIOS[name].about}")
-        out.line()
-        for name in contenders:
-            out.line(f"{name:<18}{CONTENDERS[name].defaults.replace('`', '')}")
+        _list(out, scenarios, contenders)
         return 0
-    seeds = range(1, options.seeds + 1)
-    jobs = [results.Job(s, c, seed) for seed in seeds for s in scenarios for c in contenders]
+    pythons = _pythons(options, contenders)
+    jobs = _jobs(options, scenarios, contenders, pythons)
     with contextlib.ExitStack() as stack:
         try:
-            known = results.read(options.json, SCENARIOS.values()) if options.json else {}
+            known = results.read(options.json) if options.json else {}
             file = stack.enter_context(results.open_to_append(options.json)) if options.json else None
+            if options.pictures:
+                options.pictures.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
-            raise CommandError(
-                f"{options.json} cannot be used: {getattr(error, 'strerror', None) or error}."
-            ) from error
+            path = getattr(error, "filename", None) or options.json
+            raise CommandError(f"{path} cannot be used: {getattr(error, 'strerror', None) or error}.") from error
         done = {job: known[job] for job in jobs if job in known}
-        whole = _work([job for job in jobs if job not in done], options.processes or _cores(), done, file)
+        whole = _work([job for job in jobs if job not in done], options.processes or _cores(), pythons, done, file)
     found = [results.result_of(done[job]) for job in jobs if job in done]
     if found:
         out.line(tables.markdown(found) if options.markdown else tables.text(found))
+        if options.pictures:
+            _draw(options.pictures, found)
     return 0 if whole else 130
 
 
-def _work(jobs: Sequence[Job], processes: int, done: dict[Job, str], file: IO[str] | None) -> bool:
-    """Run the jobs, and put each line into `done` and the file at once. False when it was interrupted."""
-    from deepseek_resilient.lab.benchmark import results
-    from deepseek_resilient.lab.benchmark.runs import RunError, run_all
+def _draw(folder: Path, found: Sequence[Result]) -> None:
+    """A picture of each storm in each world, and what is in the folder."""
+    from deepseek_resilient.lab.benchmark import pictures
+    from deepseek_resilient.lab.benchmark.record import MODEL, REAL
 
-    progress = Progress(Terminal(sys.stderr), len(jobs), len(done))
+    storms = dict.fromkeys((result.job.world, result.job.scenario) for result in found if result.job.world != MODEL)
+    for world, name in storms:
+        path = folder / f"{name}{'_real' if world == REAL else ''}.svg"
+        try:
+            path.write_text(pictures.draw(world, name, found), encoding="utf-8")
+        except OSError as error:
+            raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
+    Terminal(sys.stderr).line(f"{len(storms)} pictures are in {folder}")
+
+
+def _list(out: Terminal, scenarios: Sequence[str], contenders: Sequence[str]) -> None:
+    from deepseek_resilient.lab.benchmark.contenders import CONTENDERS
+    from deepseek_resilient.lab.benchmark.real.contenders import described
+    from deepseek_resilient.lab.benchmark.scale import SCALED
+    from deepseek_resilient.lab.benchmark.scenarios import SCENARIOS
+
+    for name in scenarios:
+        note = "" if name in SCALED else " (in virtual time alone)"
+        out.line(f"{name:<18}{SCENARIOS[name].about}{note}")
+    out.line()
+    for name in contenders:
+        note = "" if name in CONTENDERS else " (over real HTTP alone)"
+        out.line(f"{name:<18}{described()[name][0].replace('`', '')}{note}")
+
+
+def _pythons(options: argparse.Namespace, contenders: Sequence[str]) -> dict[str, str]:
+    """The interpreter of each client of a real run; who has none is left out, or refused where it was asked for."""
+    from deepseek_resilient.lab.benchmark.real.contenders import REAL_CONTENDERS, interpreter
+
+    peers: dict[str, str] = dict(options.peer)
+    _chosen("contender", list(peers), REAL_CONTENDERS)
+    found: dict[str, str] = {}
+    for name in contenders if options.world != "virtual" else ():
+        python = interpreter(REAL_CONTENDERS[name], peers)
+        if python is not None:
+            found[name] = python
+            continue
+        missing = f"{name} needs {REAL_CONTENDERS[name].library}: name an interpreter that has it, --peer {name}=PYTHON"
+        if options.contender:
+            raise CommandError(f"{missing}.")
+        Terminal(sys.stderr).line(f"{missing}. It is left out.")
+    return found
+
+
+def _jobs(
+    options: argparse.Namespace, scenarios: Sequence[str], contenders: Sequence[str], pythons: Mapping[str, str]
+) -> list[Job]:
+    from deepseek_resilient.lab.benchmark import work
+    from deepseek_resilient.lab.benchmark.scale import SCALED
+
+    jobs: list[Job] = []
+    if options.world != "real":
+        jobs += work.virtual_jobs(scenarios, contenders, options.seeds)
+    if options.world != "virtual":
+        here = scenarios if options.scenario else work.PUBLISHED
+        jobs += work.real_jobs(here, [name for name in contenders if name in pythons], options.real_seeds)
+        for name in here:
+            if name not in SCALED:
+                Terminal(sys.stderr).line(f"{name} is not run over real HTTP.")
+    if not jobs:
+        raise CommandError("nothing is left to run: --list tells which storms and clients are of one world alone.")
+    return jobs
+
+
+def _work(
+    jobs: Sequence[Job], processes: int, pythons: Mapping[str, str], done: dict[Job, str], file: IO[str] | None
+) -> bool:
+    """Run the jobs, and put each line into `done` and the file at once. False when it was interrupted."""
+    from deepseek_resilient.lab.benchmark import results, work
+    from deepseek_resilient.lab.benchmark.real.run import RealRunError
+    from deepseek_resilient.lab.benchmark.runs import RunError
+
+    progress = Progress(Terminal(sys.stderr), jobs, len(done), lambda job: work.seconds([job], processes))
     try:
-        with contextlib.closing(run_all(jobs, processes)) as lines:
+        with contextlib.closing(_lines(jobs, processes, pythons, progress)) as lines:
             for line in lines:
                 if file is not None:
                     file.write(line + "\n")
                     file.flush()
-                job = results.result_of(line).job
-                done[job] = line
-                progress.show(f"{job.scenario}, {job.contender}, seed {job.seed}")
+                found = results.result_of(line)
+                done[found.job] = line
+                progress.show(found.job, "" if found.valid else ": the machine was too busy")
     except KeyboardInterrupt:
         progress.finish()
         Terminal(sys.stderr).line(f"interrupted: {len(done)} of {len(jobs) + progress.kept} runs are done")
         return False
-    except (RunError, OSError) as error:
+    except (RunError, RealRunError, OSError) as error:
         progress.finish()
         raise CommandError(str(error)) from error
     progress.finish()
     return True
 
 
-class Progress:
-    """How many runs are done: a line that is written over on a terminal, twenty lines elsewhere."""
+def _lines(
+    jobs: Sequence[Job], processes: int, pythons: Mapping[str, str], progress: Progress
+) -> Generator[str, None, None]:
+    """The results as they come: of virtual time first."""
+    from deepseek_resilient.lab.benchmark.real import run as real
+    from deepseek_resilient.lab.benchmark.real.contenders import REAL_CONTENDERS
+    from deepseek_resilient.lab.benchmark.record import REAL
+    from deepseek_resilient.lab.benchmark.results import line_of
+    from deepseek_resilient.lab.benchmark.runs import run_all
+    from deepseek_resilient.lab.benchmark.scale import SCALED
 
-    def __init__(self, terminal: Terminal, runs: int, kept: int, clock: Callable[[], float] = time.monotonic) -> None:
+    with contextlib.closing(run_all([job for job in jobs if job.world != REAL], processes)) as lines:
+        yield from lines
+    for job in jobs:
+        if job.world == REAL:
+            who = REAL_CONTENDERS[job.contender]
+            yield line_of(real.run(SCALED[job.scenario], who, pythons[who.name], job.seed, progress.watch(job)))
+
+
+class Progress:
+    """How many runs are done: a line that is written over on a terminal, twenty lines elsewhere and one for each real
+    run. `weigh` says about how long a run takes, seconds."""
+
+    def __init__(
+        self,
+        terminal: Terminal,
+        jobs: Sequence[Job],
+        kept: int,
+        weigh: Callable[[Job], float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.kept = kept
-        self._terminal, self._runs, self._clock = terminal, runs, clock
+        self._terminal, self._runs, self._weigh, self._clock = terminal, len(jobs), weigh, clock
         self._began = clock()
         self._done = 0
+        self._ahead = {kind: sum(weigh(job) for job in jobs if (job.world == "real") is kind) for kind in (False, True)}
+        self._behind = 0.0
+        if jobs:
+            terminal.line(f"{self._runs} runs, about {_duration(sum(self._ahead.values()))}")
 
-    def show(self, last: str) -> None:
+    def show(self, job: Job, note: str) -> None:
         """One more is done."""
         self._done += 1
-        left = (self._clock() - self._began) / self._done * (self._runs - self._done)
-        text = f"{self._done + self.kept}/{self._runs + self.kept} runs, about {_duration(left)} left; {last}"
+        weight, real = self._weigh(job), job.world == "real"
+        self._ahead[real] -= weight
+        self._behind += 0.0 if real else weight
+        # a real run takes as long as it takes; how fast this machine computes shows in the others
+        pace = 1.0 if real else (self._clock() - self._began) / self._behind
+        left = self._ahead[False] * pace + self._ahead[True]
+        text = (
+            f"{self._done + self.kept}/{self._runs + self.kept} runs, about {_duration(left)} left; {_name(job)}{note}"
+        )
         if self._terminal.live:
             self._terminal.rewrite(text)
-        elif self._done * _PARTS // self._runs > (self._done - 1) * _PARTS // self._runs:
+        elif real or self._done * _PARTS // self._runs > (self._done - 1) * _PARTS // self._runs:
             self._terminal.line(text)
+
+    def watch(self, job: Job) -> Callable[[float, int], None]:
+        """For a real run that goes on: seconds since its beginning, and answers so far."""
+
+        def show(at: float, answered: int) -> None:
+            if self._terminal.live:
+                number = self._done + self.kept + 1
+                self._terminal.rewrite(
+                    f"{number}/{self._runs + self.kept}, {_name(job)}: {at:.0f} s, {answered} answers"
+                )
+
+        return show
 
     def finish(self) -> None:
         """The line is free again."""
         if self._terminal.live:
             self._terminal.rewrite("")
+
+
+def _name(job: Job) -> str:
+    world = "" if job.world == "virtual" else f"{job.world} "
+    return f"{world}{job.scenario}, {job.contender}, seed {job.seed}" + (f", luck {job.luck}" if job.luck else "")
 
 
 def _duration(seconds: float) -> str:
@@ -150,3 +293,10 @@ def _count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 10_000:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 10000, not {text!r}")
     return int(text)
+
+
+def _peer(text: str) -> tuple[str, str]:
+    name, sign, python = text.partition("=")
+    if not sign or not os.access(python, os.X_OK):
+        raise argparse.ArgumentTypeError(f"must be NAME=PYTHON with a Python that can be run, not {text!r}")
+    return name, python

@@ -11,18 +11,25 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import queue
+    from collections.abc import Sequence
     from types import TracebackType
 
 
 class Child:
-    """One running module of the lab; a context manager that ends the process.
+    """One running interpreter, ours or another one; a context manager that ends the process.
 
-    What it writes comes into `heard` with the child itself, line by line; "" is its end, unless a line that begins with
-    `last` came before it.
+    `arguments` say what it runs. What it writes comes into `heard` with the child itself, line by line; "" is its end,
+    unless a line that begins with `last` came before it.
     """
 
-    def __init__(self, module: str, heard: queue.SimpleQueue[tuple[Any, str]], last: str = "") -> None:
-        self._module = module
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        heard: queue.SimpleQueue[tuple[Any, str]],
+        last: str = "",
+        python: str = sys.executable,
+    ) -> None:
+        self._command = [python, *arguments]
         self._heard = heard
         self._last = last
 
@@ -30,8 +37,8 @@ class Child:
         # a file and not a pipe: nobody reads it while the process works
         self._errors: IO[bytes] = tempfile.TemporaryFile()
         # a process group of its own: Ctrl-C at the terminal is for us, and we end it
-        self._process = subprocess.Popen(  # noqa: S603 -- ourselves
-            [sys.executable, "-m", self._module],
+        self._process = subprocess.Popen(  # noqa: S603 -- our own code, in an interpreter that was named
+            self._command,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, process_group=0,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True, name="lab-reader")

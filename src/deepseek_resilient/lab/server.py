@@ -19,9 +19,10 @@ from .exchange import Exchange
 from .http1 import BadRequestError, Parsed, RequestParser
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .deepseek import SimulatedDeepSeek
+    from .exchange import LabRequest
 
 _PIPELINE: Final = 32
 _LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
@@ -33,10 +34,16 @@ class LoopbackOnlyError(ValueError):
 
 
 class LabServer:
-    """Listens for one brain. All on the event loop it was started on."""
+    """Listens for one brain. All on the event loop it was started on.
 
-    def __init__(self, brain: SimulatedDeepSeek) -> None:
+    `handle` begins a request that is no control request; it is the brain's own where none is given.
+    """
+
+    def __init__(
+        self, brain: SimulatedDeepSeek, handle: Callable[[LabRequest, Exchange], object] | None = None
+    ) -> None:
         self.brain = brain
+        self.handle = handle or brain.handle
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
         self._scheme = "http"
@@ -194,7 +201,7 @@ class _Connection(asyncio.Protocol):
         if parsed.request.path.startswith(PREFIX):
             control(brain, parsed.request, exchange)
         else:
-            brain.handle(parsed.request, exchange)
+            self._server.handle(parsed.request, exchange)
 
     def _refuse(self, error: BadRequestError) -> None:
         body = str(error).encode()

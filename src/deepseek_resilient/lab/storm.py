@@ -131,7 +131,7 @@ class _Generator(Child):
     """One load generator."""
 
     def __init__(self, order: dict[str, Any], heard: queue.SimpleQueue[tuple[_Generator, str]]) -> None:
-        super().__init__("deepseek_resilient.lab.load", heard, last=RESULT)
+        super().__init__(("-m", "deepseek_resilient.lab.load"), heard, last=RESULT)
         self._order = order
 
     def __enter__(self) -> Self:

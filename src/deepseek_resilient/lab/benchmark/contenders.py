@@ -114,6 +114,20 @@ class Tenacity(Rule):
         return self._random.uniform(0.0, 2.0 ** min(tries.made - 1, 60))
 
 
+class PydanticAI(Rule):
+    """pydantic-ai's retrying transport as its documents show it: 5 attempts, after 1, 2, 4, 8 s or as a Retry-After of
+    up to 5 minutes says; only what a server answers is tried again, and the rest left to the SDK above."""
+
+    def __init__(self, around: Surroundings) -> None:
+        pass
+
+    def pause(self, tries: Tries, result: Result) -> float | None:
+        if tries.made >= 5 or not isinstance(result, Response) or result.status not in (429, 502, 503, 504):
+            return None
+        hint = _retry_after(result)
+        return 2.0 ** (tries.made - 1) if hint is None else min(hint, 300.0)
+
+
 class AwsStandard(Rule):
     """AWS SDKs' standard mode: 3 attempts, from 0 to 1, 2 … 20 s at random; a retry costs 5 of 500 tokens, after a
     timeout 10. What a retry that helped has cost comes back, and one token for a call that needed none."""
@@ -172,6 +186,9 @@ class Client(Protocol):
     def call(self, request: Request, until: float, above: int, tenant: str) -> CallCoroutine:
         """One call (`Ask`)."""
 
+    def look(self) -> tuple[float, int] | None:
+        """The calls at once that it allows itself, and how many wait in it; None for who has no such limit."""
+
 
 class Retrying:
     """Asks again as the rule says. What is asked is the server, or a client below."""
@@ -179,7 +196,11 @@ class Retrying:
     def __init__(self, rule: Rule, around: Surroundings, below: Client | None = None) -> None:
         self._rule = rule
         self._around = around
+        self._below = below
         self._ask: Ask = self._attempt if below is None else below.call
+
+    def look(self) -> tuple[float, int] | None:
+        return None if self._below is None else self._below.look()
 
     async def call(self, request: Request, until: float, above: int, tenant: str) -> Result:
         rule, clock = self._rule, self._around.clock
@@ -230,6 +251,15 @@ class Ours:
 
     def call(self, request: Request, until: float, above: int, tenant: str) -> CallCoroutine:
         return self.engine.call(request, timeout=until - self._clock(), retries_above=above, tenant=tenant)
+
+    def look(self) -> tuple[float, int] | None:
+        return limit_and_queue(self.engine)
+
+
+def limit_and_queue(engine: Engine) -> tuple[float, int]:
+    """The limits of all targets of an engine together, and the calls that wait for a place."""
+    places = [target.concurrency for target in engine.statistics().targets.values() if target.concurrency]
+    return sum(place.limit for place in places), sum(place.queued for place in places)
 
 
 def _retryable(result: Result, statuses: set[int]) -> bool:
@@ -298,3 +328,12 @@ _ALL: Final = (
 )
 CONTENDERS: Final[Mapping[str, Contender]] = MappingProxyType({contender.name: contender for contender in _ALL})
 """All of them, in the order of the tables."""
+
+_PYDANTIC_AI: Final = Contender(
+    "pydantic_ai",
+    "`AsyncHTTPX2TenacityTransport`: 5 attempts, 1, 2, 4 … s or Retry-After, under the SDK's 2 retries",
+    "ai.pydantic.dev/retries, `pydantic_ai` 2.68: `retries.py`",
+    lambda around, _: Retrying(OpenAISdk(around, 2), around, Retrying(PydanticAI(around), around)),
+)
+PREDICTED: Final[Mapping[str, Contender]] = MappingProxyType({**CONTENDERS, _PYDANTIC_AI.name: _PYDANTIC_AI})
+"""Those that the simulator knows: beside the ones of the tables, a client of real runs alone."""

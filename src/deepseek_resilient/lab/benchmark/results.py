@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from deepseek_resilient import __version__
 from deepseek_resilient.lab.plan import per_second
 
 from .measures import Measures, measure
+from .record import VIRTUAL, WORLDS
+from .scale import scenarios_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
-    from .record import Record
+    from .record import Lag, Record
     from .scenario import Scenario
 
+LATE: Final = 0.05
+"""Seconds: a real run in which callers, clients or servers were later than this was measured on too busy a machine."""
+
 NEVER = "never"
+_FORMAT = 2
 _SERVER = ("attempts", "served", "wasted", "statuses")
 
 
@@ -30,56 +35,88 @@ class Job:
     scenario: str
     contender: str
     seed: int
+    world: str = VIRTUAL
+    luck: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of it."""
+    """What came of it. `valid` is false where the machine was too busy to measure; `series` is what pictures need."""
 
     job: Job
     measures: Measures
+    valid: bool
+    series: Series
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """By half seconds: answers and attempts per second; of ours its limit of calls at once and who waits."""
+
+    answers: list[float]
+    attempts: list[float]
+    limits: list[float]
+    queued: list[int]
 
 
 def line_of(record: Record) -> str:
-    """The record's measures, its rates per half second, and what the servers counted; the same for the same seed."""
+    """The record's measures, its series, and what the servers counted; the same for the same seed in virtual time."""
     scenario = record.scenario
     seconds = scenario.seconds + scenario.patience
     ended = [call.ended for call in record.calls if call.answered and call.ended is not None]
     measures = {name: NEVER if value == math.inf else value for name, value in asdict(measure(record)).items()}
     told = {
+        "world": record.world,
         "scenario": scenario.name,
         "contender": record.contender,
         "seed": record.seed,
+        "luck": record.luck,
         "version": version_of(scenario),
         "measures": measures,
         "answers_per_second": per_second(ended, seconds),
         "attempts_per_second": per_second(record.attempts, seconds),
+        "limits": [round(limit, 2) for limit, _ in record.limits],
+        "queued": [queued for _, queued in record.limits],
         "servers": [{name: server[name] for name in _SERVER} for server in record.servers],
     }
+    if record.lag is not None:
+        told |= {"lag": asdict(record.lag), "valid": in_time(record.lag)}
     return json.dumps(told, separators=(",", ":"))
+
+
+def in_time(lag: Lag) -> bool:
+    """Whether the machine was not too busy to measure anything but itself."""
+    return max(lag.callers, lag.clients, lag.servers) <= LATE
 
 
 def result_of(line: str) -> Result:
     """The part of a line that tables need. A line that is none is a ValueError."""
     try:
         told = json.loads(line)
-        return Result(_job_of(told), _measures_of(told["measures"]))
+        series = Series(
+            answers=told["answers_per_second"],
+            attempts=told["attempts_per_second"],
+            limits=told["limits"],
+            queued=told["queued"],
+        )
+        return Result(_job_of(told), _measures_of(told["measures"]), told.get("valid", True), series)
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a result of the storm lab: {error}") from error
 
 
 def version_of(scenario: Scenario) -> str:
-    """By what a result was made: the package and the scenario."""
-    return f"{__version__} {scenario.fingerprint}"
+    """By what a result was made: the package, the form of these lines, and the scenario."""
+    return f"{__version__} {_FORMAT} {scenario.fingerprint}"
 
 
-def read(path: Path, scenarios: Iterable[Scenario]) -> dict[Job, str]:
-    """The lines of a file, by what they are of; without those of other versions and a last one that was cut short.
+def read(path: Path) -> dict[Job, str]:
+    """The lines of a file, by what they are of; without those of other versions, of real runs on too busy a machine,
+    and a last one that was cut short.
 
     Raises:
         ValueError: the file has a line that is no result.
     """
-    wanted = {scenario.name: version_of(scenario) for scenario in scenarios}
+    wanted = {(world, name): version_of(s) for world in WORLDS for name, s in scenarios_of(world).items()}
     found: dict[Job, str] = {}
     text = path.read_text("utf-8") if path.exists() else ""
     for number, line in enumerate(text.splitlines(keepends=True), 1):
@@ -87,11 +124,11 @@ def read(path: Path, scenarios: Iterable[Scenario]) -> dict[Job, str]:
             break
         try:
             told = json.loads(line)
-            job = _job_of(told)
             version = told["version"]
+            job = _job_of(told)
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"line {number} is no result of the storm lab") from None
-        if wanted.get(job.scenario) == version:
+        if wanted.get((job.world, job.scenario)) == version and told.get("valid", True):
             found[job] = line.rstrip("\n")
     return found
 
@@ -110,7 +147,7 @@ def open_to_append(path: Path) -> IO[str]:
 
 
 def _job_of(told: Any) -> Job:
-    return Job(told["scenario"], told["contender"], told["seed"])
+    return Job(told["scenario"], told["contender"], told["seed"], told["world"], told["luck"])
 
 
 def _measures_of(told: dict[str, Any]) -> Measures:

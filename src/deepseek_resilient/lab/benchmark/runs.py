@@ -30,7 +30,7 @@ def run_all(jobs: Sequence[Job], processes: int) -> Generator[str, None, None]:
     heard: queue.SimpleQueue[tuple[Child, str]] = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
         for _ in range(min(processes, len(jobs))):
-            _give(stack.enter_context(Child(WORKER, heard)), left.pop())
+            _give(stack.enter_context(Child(("-m", WORKER), heard)), left.pop())
         for _ in jobs:
             worker, line = heard.get()
             if not line:
@@ -41,4 +41,4 @@ def run_all(jobs: Sequence[Job], processes: int) -> Generator[str, None, None]:
 
 
 def _give(worker: Child, job: Job) -> None:
-    worker.tell(json.dumps([job.scenario, job.contender, job.seed]))
+    worker.tell(json.dumps([job.scenario, job.contender, job.seed, job.world, job.luck]))

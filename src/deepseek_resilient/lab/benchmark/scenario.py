@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+import json
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from deepseek_resilient.lab.plan import Phase, spans
@@ -106,6 +107,21 @@ class Scenario:
     def fingerprint(self) -> str:
         """Differs where the scenario differs."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
+
+    def to_json(self) -> str:
+        """For another process."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Scenario:
+        """The same value again."""
+        told = json.loads(text)
+        told["phases"] = tuple(Phase(**phase) for phase in told["phases"])
+        told["changes"] = tuple(Change(**change) for change in told["changes"])
+        told["tenants"] = tuple(Tenant(**tenant) for tenant in told["tenants"])
+        told["faults"] = tuple((fault, share) for fault, share in told["faults"])
+        told["layers"] = tuple(told["layers"])
+        return cls(**told)
 
     def availability(self) -> list[tuple[float, float]]:
         """The end of each phase with the capacity that could be had in it, requests per second."""

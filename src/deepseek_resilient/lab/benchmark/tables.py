@@ -1,4 +1,7 @@
-"""The results as tables: one for each scenario, a row for each contender, medians over the seeds."""
+"""The results as tables: one for each scenario, a row for each contender, medians over the seeds.
+
+Those of virtual time come first, then those over real HTTP, then the simulator's predictions beside them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,11 @@ from functools import reduce
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
-from .contenders import CONTENDERS
+from . import comparison
+from .real.contenders import REAL_CONTENDERS
+from .record import REAL, VIRTUAL
+from .results import Job
+from .scale import about
 from .scenarios import SCENARIOS
 
 if TYPE_CHECKING:
@@ -89,36 +96,68 @@ COLUMNS: Final = (
 """Of every table that has something to show in them."""
 
 
+HEADINGS: Final = {VIRTUAL: "", REAL: " over real HTTP"}
+"""What is added to the name of a table that is of that world."""
+
+BUSY: Final = "The machine was too busy to measure those with a star: they will be run again."
+
+
 def text(results: Sequence[Result]) -> str:
     """Tables for a terminal, and where ours is not first."""
-    found = _grouped(results)
     parts = []
-    for name, rows in _tables(found):
-        widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-        between = "  " if sum(widths) + 2 * len(widths) - 2 <= WIDTH else " "
-        lines = [between.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        about = textwrap.fill(f"{name}: {SCENARIOS[name].about}", WIDTH)
-        parts.append("\n".join([about, *(line.rstrip() for line in lines)]))
-    behind = [textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in _behind(found)]
-    return "\n\n".join([*parts, "\n".join(["Where ours is not first:", *behind])] if behind else parts)
+    for world, heading in HEADINGS.items():
+        found = _grouped(results, world)
+        for name, rows in _tables(found, _busy(results, world)):
+            told = textwrap.fill(f"{name}{heading}: {about(world, name)}", WIDTH)
+            parts.append("\n".join([told, *_aligned(rows)]))
+        behind = [textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in _behind(found)]
+        if behind:
+            parts.append("\n".join([f"Where ours is not first{heading}:", *behind]))
+    compared = comparison.compare(results)
+    if compared:
+        parts.append("\n".join(["Model against reality:", *_aligned(comparison.rows(compared))]))
+        parts += [textwrap.fill(line, WIDTH) for line in comparison.summary(compared)]
+    if _busy(results, REAL):
+        parts.append(BUSY)
+    return "\n\n".join(parts)
 
 
 def markdown(results: Sequence[Result]) -> str:
     """The same for a page, after a table for each measure by which clients are compared."""
-    found = _grouped(results)
     parts = []
-    for column in COLUMNS:
-        if column.best is not None:
-            here = [contender for contender in CONTENDERS if any(contender in rows for rows in found.values())]
-            cells = [
-                [name, *(column.cell(rows[contender]) if contender in rows else "-" for contender in here)]
-                for name, rows in found.items()
-            ]
-            measured = [row for row in cells if set(row[1:]) != {"-"}]
-            parts.append(f"### {column.heading}\n\n{_page([['', *here], *measured])}")
-    parts.append("\n".join(["### Where ours is not first\n", *(f"- {line}" for line in _behind(found))]))
-    parts += [f"### {name}\n\n{SCENARIOS[name].about}\n\n{_page(rows)}" for name, rows in _tables(found)]
+    for world, heading in HEADINGS.items():
+        found = _grouped(results, world)
+        if not found:
+            continue
+        for column in COLUMNS:
+            if column.best is not None:
+                here = [contender for contender in REAL_CONTENDERS if any(contender in rows for rows in found.values())]
+                cells = [
+                    [name, *(column.cell(rows[contender]) if contender in rows else "-" for contender in here)]
+                    for name, rows in found.items()
+                ]
+                measured = [row for row in cells if set(row[1:]) != {"-"}]
+                if measured:
+                    parts.append(f"### {column.heading}{heading}\n\n{_page([['', *here], *measured])}")
+        behind = [f"- {line}" for line in _behind(found)]
+        parts.append("\n".join([f"### Where ours is not first{heading}\n", *(behind or ["Nowhere."])]))
+        parts += [
+            f"### {name}{heading}\n\n{about(world, name)}\n\n{_page(rows)}"
+            for name, rows in _tables(found, _busy(results, world))
+        ]
+    compared = comparison.compare(results)
+    if compared:
+        lines = "\n".join(f"- {line}" for line in comparison.summary(compared))
+        parts.append(f"### Model against reality\n\n{_page(comparison.rows(compared))}\n\n{lines}")
+    if _busy(results, REAL):
+        parts.append(BUSY)
     return "\n\n".join(parts)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    between = "  " if sum(widths) + 2 * len(widths) - 2 <= WIDTH else " "
+    return [between.join(c.ljust(width) for c, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _page(rows: Sequence[Sequence[str]]) -> str:
@@ -126,22 +165,31 @@ def _page(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rest])
 
 
-def _grouped(results: Sequence[Result]) -> dict[str, dict[str, list[Measures]]]:
-    """By scenario and contender, those without results left out."""
+def _grouped(results: Sequence[Result], world: str) -> dict[str, dict[str, list[Measures]]]:
+    """Those of a world by scenario and contender, those without results left out."""
     found: dict[str, dict[str, list[Measures]]] = {}
     for name in SCENARIOS:
-        for contender in CONTENDERS:
-            measures = [r.measures for r in results if (r.job.scenario, r.job.contender) == (name, contender)]
+        for contender in REAL_CONTENDERS:
+            measures = [r.measures for r in results if r.job == Job(name, contender, r.job.seed, world, r.job.luck)]
             if measures:
                 found.setdefault(name, {})[contender] = measures
     return found
 
 
-def _tables(found: Mapping[str, Mapping[str, Sequence[Measures]]]) -> Iterator[tuple[str, list[list[str]]]]:
+def _busy(results: Sequence[Result], world: str) -> set[tuple[str, str]]:
+    """Scenarios and contenders of which a run was not measured well."""
+    return {(r.job.scenario, r.job.contender) for r in results if r.job.world == world and not r.valid}
+
+
+def _tables(
+    found: Mapping[str, Mapping[str, Sequence[Measures]]], busy: set[tuple[str, str]]
+) -> Iterator[tuple[str, list[list[str]]]]:
     """The cells of each scenario, with their heading; a measure that no contender has is left out."""
     for name, contenders in found.items():
         rows = [["", *(column.heading for column in COLUMNS)]]
-        rows += [[contender, *(c.cell(measures) for c in COLUMNS)] for contender, measures in contenders.items()]
+        for contender, measures in contenders.items():
+            star = " *" if (name, contender) in busy else ""
+            rows.append([contender + star, *(c.cell(measures) for c in COLUMNS)])
         shown = [place for place in range(len(rows[0])) if any(row[place] != "-" for row in rows[1:])]
         yield name, [[row[place] for place in shown] for row in rows]
 

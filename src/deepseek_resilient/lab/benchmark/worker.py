@@ -1,7 +1,7 @@
 """`python -m deepseek_resilient.lab.benchmark.worker`: makes one run after the other, as a child process.
 
-Each line of standard input names a run (scenario, contender, seed, as JSON), each line of standard output is a result.
-The process ends with its input, in the middle of a run too.
+Each line of standard input names a run (scenario, contender, seed, world, luck, as JSON), each line of standard
+output is a result. The process ends with its input, in the middle of a run too.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import os
 import queue
 import threading
 
-from .contenders import CONTENDERS
+from .contenders import PREDICTED
 from .results import line_of
-from .scenarios import SCENARIOS
+from .scale import scenarios_of
 from .world import run
 
 
@@ -26,8 +26,8 @@ def main() -> None:
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
     while True:
-        scenario, contender, seed = json.loads(jobs.get())
-        print(line_of(run(SCENARIOS[scenario], CONTENDERS[contender], seed)), flush=True)
+        scenario, contender, seed, world, luck = json.loads(jobs.get())
+        print(line_of(run(scenarios_of(world)[scenario], PREDICTED[contender], seed, world, luck)), flush=True)
 
 
 def _hear(jobs: queue.SimpleQueue[bytes]) -> None:
