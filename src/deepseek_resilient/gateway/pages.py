@@ -59,6 +59,12 @@ class Pages:
         self._status = status
         self._metrics = metrics
         self._ready = ready
+        self._watched: set[asyncio.Event] = set()
+
+    def end(self) -> None:
+        """End what is live, as whole answers."""
+        for over in self._watched:
+            over.set()
 
     async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> None:
         """Answer one request."""
@@ -104,13 +110,18 @@ class Pages:
         return compare_digest(self.key, digest_of(_password(said)))
 
     async def _live(self, caller: Caller, send: Callable[..., Any]) -> None:
-        gone = asyncio.Event()
-        caller.watch(gone.set)
-        while not gone.is_set():
-            data = json.dumps(await self._status()).encode()
-            await send({"type": "http.response.body", "body": b"data: %b\n\n" % data, "more_body": True})
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(gone.wait(), _EVERY)
+        over = asyncio.Event()
+        self._watched.add(over)
+        caller.watch(over.set)
+        try:
+            while not over.is_set():
+                data = json.dumps(await self._status()).encode()
+                await send({"type": "http.response.body", "body": b"data: %b\n\n" % data, "more_body": True})
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(over.wait(), _EVERY)
+            await send({"type": "http.response.body"})
+        finally:
+            self._watched.discard(over)
 
 
 def _host(headers: list[tuple[bytes, bytes]]) -> bytes:

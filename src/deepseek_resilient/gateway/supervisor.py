@@ -85,7 +85,8 @@ class Supervisor:
             for worker in self._workers:
                 worker.kill()
             await asyncio.gather(*keeping, return_exceptions=True)
-            pages.should_exit = pages.force_exit = True
+            self._pages.end()
+            pages.should_exit = True
             await admin
 
     async def status(self) -> dict[str, Any]:
