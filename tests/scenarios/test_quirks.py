@@ -307,7 +307,7 @@ def test_an_outage_opens_the_circuit_and_its_end_closes_it() -> None:
     policy = quick(concurrency=None)  # those whom the recovery gives places go on in each driver's own order
     run = run_everywhere(Scenario(callers=callers, windows=(("outage_503", 1.0, 3.0),), policy=policy))
     refused = [seen for seen in run.seen if seen.headers.get("x-resilient-refused-by") == "breaker"]
-    assert len(refused) > 100
+    assert len(refused) > 50
     assert all(float(seen.headers["retry-after"]) > 0 for seen in refused)
     late = [seen for caller, seen in zip(callers, run.seen, strict=True) if caller.at > 5.5]
     assert all(seen.status == 200 for seen in late)
