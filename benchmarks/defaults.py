@@ -473,7 +473,7 @@ def studies() -> dict[str, Study]:
                                         [*BOTH, ("hang", "after"), *ROUGH[:3]]),
         "breaker.probe_successes": _part("breaker", "probe_successes", [1, 2, 3, 5, 10],
                                          [*BOTH, *ROUGH]),
-        "breaker.when_open": _part("breaker", "when_open", ["refuse", "wait"], [
+        "breaker.when_open": _part("breaker", "when_open", ["pause", "refuse", "wait"], [
             ("patient", "answered"), ("patient", "attempts"), ("patient", "p99"), ("patient, 1 s", "answered"),
             ("patient, 1 s", "attempts")]),
         "traffic control": Study("all", {

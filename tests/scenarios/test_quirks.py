@@ -302,11 +302,12 @@ def test_a_callers_fault_never_opens_the_circuit() -> None:
 
 
 def test_an_outage_opens_the_circuit_and_its_end_closes_it() -> None:
-    """During the outage few attempts are made; callers are refused at once with 503 and Retry-After."""
+    """During the outage few attempts are made; callers are refused within a second, with 503 and Retry-After."""
     callers = tuple(Caller(at=0.0213 * number) for number in range(300))
-    run = run_everywhere(Scenario(callers=callers, windows=(("outage_503", 1.0, 3.0),)))
+    policy = quick(concurrency=None)  # those whom the recovery gives places go on in each driver's own order
+    run = run_everywhere(Scenario(callers=callers, windows=(("outage_503", 1.0, 3.0),), policy=policy))
     refused = [seen for seen in run.seen if seen.headers.get("x-resilient-refused-by") == "breaker"]
-    assert len(refused) > 100
+    assert len(refused) > 50
     assert all(float(seen.headers["retry-after"]) > 0 for seen in refused)
     late = [seen for caller, seen in zip(callers, run.seen, strict=True) if caller.at > 5.5]
     assert all(seen.status == 200 for seen in late)
@@ -319,6 +320,7 @@ def test_batch_calls_wait_while_the_circuit_is_open() -> None:
     callers = tuple(Caller(at=0.0213 * number, timeout=60.0) for number in range(100))
     policy = quick(
         breaker=BreakerPolicy(when_open="wait", minimum_throughput=5),
+        concurrency=None,
         retry=RetryPolicy(stop=tenacity.stop_after_attempt(1)),
     )
     run = run_everywhere(Scenario(callers=callers, windows=(("outage_503", 0.5, 2.0),), policy=policy))

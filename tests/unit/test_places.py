@@ -276,6 +276,22 @@ def test_overloads_lower_the_limit_and_nobody_enters_above_it():
     assert [True] == granted(waiter)
 
 
+def test_the_end_of_an_outage_lets_waiters_in():
+    """As many as were taken before it: a round of four, whose failures then took the limit down to one."""
+    it = places(4)
+    for number in range(4):
+        it.answered(1.0 + number, Sample(0.0, 1.0, (False, 10, 10), None))
+    for now in range(5, 15):
+        for _ in range(4):
+            it.overloaded(float(now), float(now))
+    for _ in range(4):
+        it.exit(20.0, 0.0)
+    assert it.try_enter(20.0)
+    waiters = [wait(it, now=20.0) for _ in range(5)]
+    it.resume(21.0)
+    assert [True, True, True, False, False] == granted(*waiters)
+
+
 def test_timeouts_lower_the_limit():
     """As overloads do."""
     it = places(10)

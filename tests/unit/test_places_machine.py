@@ -43,7 +43,9 @@ class PlacesMachine(RuleBasedStateMachine):
         return len(self.attempts) + len(self.granted) + len(self.abandoned)
 
     def expire(self):
-        """What was given up and is over by now leaves its place; looked at whenever places are given out."""
+        """What was given up and is over by now leaves its place, and a stated limit is tried one higher in its time.
+        Looked at whenever places are given out."""
+        self.places._limit.has_room(self.now)
         self.abandoned = [entry for entry in self.abandoned if entry[0] > self.now]
 
     def admit(self):

@@ -226,7 +226,6 @@ class Places:
         """How it stands."""
         with self._lock:
             limit = self._limit
-            limit.has_room(now)
             return ConcurrencyStatistics(limit.value, self._taken(now), self._queued, self._refused, limit.load)
 
     def _taken(self, now: float) -> int:
