@@ -95,6 +95,7 @@ def test_a_real_run_leaves_no_process(ending: int, tmp_path: Path) -> None:
         (("--peer", "litellm"), "must be NAME=PYTHON with a Python that can be run, not 'litellm'"),
         (("--peer", "litellm=/nowhere/python"), "not 'litellm=/nowhere/python'"),
         (("--peer", f"mine={sys.executable}"), "there is no contender 'mine'; there are: naive, "),
+        (("--scenario", "stacked_layers"), "nothing is left to run"),
         (("--contender", "litellm"), "litellm needs litellm: name an interpreter that has it, --peer litellm=PYTHON."),
     ],
 )

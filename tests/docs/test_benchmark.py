@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from deepseek_resilient.lab.benchmark import comparison
 from deepseek_resilient.lab.benchmark.contenders import CONTENDERS, PREDICTED
 from deepseek_resilient.lab.benchmark.real.contenders import REAL_CONTENDERS, described
+from deepseek_resilient.lab.benchmark.record import REAL, VIRTUAL
+from deepseek_resilient.lab.benchmark.scale import about
 from deepseek_resilient.lab.benchmark.scenarios import SCENARIOS
 from deepseek_resilient.lab.benchmark.tables import COLUMNS
 from deepseek_resilient.lab.benchmark.work import PUBLISHED
@@ -59,6 +63,16 @@ def test_real_runs_have_results_too() -> None:
         for contender in PREDICTED:
             wanted = 0 if (name, f"{contender} *") in starred else len(comparison.MEASURES)
             assert wanted == sum(row[:2] == [name, contender] for row in compared)
+
+
+@pytest.mark.parametrize("name", ["overload_1_5", "outage_503", "moving_limit", "overload_1_5_real"])
+def test_the_pictures_are_of_these_storms(name: str) -> None:
+    """Each is on the page, and has every client."""
+    assert f"](storms/{name}.svg)" in PAGE
+    picture = read(f"docs/storms/{name}.svg")
+    storm = name.removesuffix("_real")
+    assert about(REAL if storm != name else VIRTUAL, storm) in picture
+    assert all(f">{who}</text>" in picture for who in (REAL_CONTENDERS if storm != name else CONTENDERS))
 
 
 def test_the_page_does_not_hide_where_ours_is_behind() -> None:

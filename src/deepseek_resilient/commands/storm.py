@@ -111,14 +111,18 @@ def _draw(folder: Path, found: Sequence[Result]) -> None:
 
 
 def _list(out: Terminal, scenarios: Sequence[str], contenders: Sequence[str]) -> None:
+    from deepseek_resilient.lab.benchmark.contenders import CONTENDERS
     from deepseek_resilient.lab.benchmark.real.contenders import described
+    from deepseek_resilient.lab.benchmark.scale import SCALED
     from deepseek_resilient.lab.benchmark.scenarios import SCENARIOS
 
     for name in scenarios:
-        out.line(f"{name:<18}{SCENARIOS[name].about}")
+        note = "" if name in SCALED else " (in virtual time alone)"
+        out.line(f"{name:<18}{SCENARIOS[name].about}{note}")
     out.line()
     for name in contenders:
-        out.line(f"{name:<18}{described()[name][0].replace('`', '')}")
+        note = "" if name in CONTENDERS else " (over real HTTP alone)"
+        out.line(f"{name:<18}{described()[name][0].replace('`', '')}{note}")
 
 
 def _pythons(options: argparse.Namespace, contenders: Sequence[str]) -> dict[str, str]:
@@ -155,6 +159,8 @@ def _jobs(
         for name in here:
             if name not in SCALED:
                 Terminal(sys.stderr).line(f"{name} is not run over real HTTP.")
+    if not jobs:
+        raise CommandError("nothing is left to run: --list tells which storms and clients are of one world alone.")
     return jobs
 
 
@@ -162,7 +168,6 @@ def _work(
     jobs: Sequence[Job], processes: int, pythons: Mapping[str, str], done: dict[Job, str], file: IO[str] | None
 ) -> bool:
     """Run the jobs, and put each line into `done` and the file at once. False when it was interrupted."""
-    from deepseek_resilient.lab import LabProcessError
     from deepseek_resilient.lab.benchmark import results, work
     from deepseek_resilient.lab.benchmark.real.run import RealRunError
     from deepseek_resilient.lab.benchmark.runs import RunError
@@ -181,7 +186,7 @@ def _work(
         progress.finish()
         Terminal(sys.stderr).line(f"interrupted: {len(done)} of {len(jobs) + progress.kept} runs are done")
         return False
-    except (RunError, RealRunError, LabProcessError, OSError) as error:
+    except (RunError, RealRunError, OSError) as error:
         progress.finish()
         raise CommandError(str(error)) from error
     progress.finish()
