@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from deepseek_resilient.lab.benchmark import comparison, tables, work
+from deepseek_resilient.drivers.scheduler import VirtualScheduler
+from deepseek_resilient.lab.benchmark import comparison, servers, tables, work
 from deepseek_resilient.lab.benchmark.callers import callers
 from deepseek_resilient.lab.benchmark.contenders import PREDICTED
 from deepseek_resilient.lab.benchmark.real import run as real
@@ -72,6 +73,21 @@ def test_other_luck_has_the_same_callers() -> None:
     assert first == again
     assert [call.began for call in first.calls] == [call.began for call in other.calls]
     assert first.attempts != other.attempts
+
+
+def test_work_takes_the_same_time_for_every_client() -> None:
+    """The n-th piece of it, whatever the luck: what differs is what clients make of it."""
+    times = []
+    for luck in (1, 2):
+        scheduler = VirtualScheduler()
+        (model,) = servers.make(SCALED["overload_3"], 1, scheduler, luck=luck).values()
+        found: list[float] = []
+        for _ in range(20):
+            model.capacity.submit(found.append, lambda: None)
+        scheduler.run()
+        times.append(found)
+    assert times[0] == times[1]
+    assert 20 == len({*times[0]})
 
 
 def test_the_simulator_knows_how_pydantic_ai_retries() -> None:
