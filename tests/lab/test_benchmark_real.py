@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from deepseek_resilient.lab.benchmark import comparison, tables, work
+from deepseek_resilient.drivers.scheduler import VirtualScheduler
+from deepseek_resilient.lab.benchmark import comparison, servers, tables, work
 from deepseek_resilient.lab.benchmark.callers import callers
 from deepseek_resilient.lab.benchmark.contenders import PREDICTED
 from deepseek_resilient.lab.benchmark.real import run as real
@@ -76,12 +77,29 @@ def test_other_luck_has_the_same_callers() -> None:
     assert first.attempts != other.attempts
 
 
+def test_work_takes_the_same_time_for_every_client() -> None:
+    """The n-th piece of it, whatever the luck: what differs is what clients make of it."""
+    times = []
+    for luck in (1, 2):
+        scheduler = VirtualScheduler()
+        (model,) = servers.make(SCALED["overload_3"], 1, scheduler, luck=luck).values()
+        found: list[float] = []
+        for _ in range(20):
+            model.capacity.submit(found.append, lambda: None)
+        scheduler.run()
+        times.append(found)
+    assert times[0] == times[1]
+    assert 20 == len({*times[0]})
+
+
 def test_the_simulator_knows_how_pydantic_ai_retries() -> None:
     """Five attempts of the transport under three of the SDK, in an outage that lasts longer than all of them."""
     phases = (Phase("calls", 1.0, 0.1, "outage_503"), Phase("more", 200.0, 1e-9, "outage_503"))
     found = run_virtual(replace(SCALED["outage_503"], phases=phases, patience=200.0), PREDICTED["pydantic_ai"], 1)
     assert found.calls
     assert 15 * len(found.calls) == len(found.attempts)
+    hurried = run_virtual(replace(SCALED["outage_503"], phases=phases, patience=4.0), "pydantic_ai", 1)
+    assert 3 * len(hurried.calls) == len(hurried.attempts)
 
 
 def test_a_crowd_has_followers_without_a_time() -> None:

@@ -64,7 +64,7 @@ class SimulatedDeepSeek:
 
     `unix_offset` seconds added to the scheduler's time give the Unix time. A served request is one whose client got a
     whole and good answer; `statistics()["goodput"]` counts those by the second since the start, for the last 3,600
-    seconds that had any.
+    seconds that had any. With `service_seed` the n-th piece of work takes equally long whatever else happens.
     """
 
     def __init__(
@@ -75,9 +75,11 @@ class SimulatedDeepSeek:
         *,
         script: FaultScript | None = None,
         unix_offset: float = EPOCH,
+        service_seed: int | None = None,
     ) -> None:
         self.scheduler = scheduler
         self._seed = seed
+        self._service_seed = service_seed
         self._initial = settings or LabSettings()
         self._unix_offset = unix_offset
         self._settings: LabSettings
@@ -167,7 +169,8 @@ class SimulatedDeepSeek:
         self._rng = Random(self._seed)  # noqa: S311 -- a simulation, repeatable by its seed
         self._settings = self._initial
         self._script = script or FaultScript(installed=now)
-        self._capacity = Capacity(self.scheduler, self._settings.capacity, self._rng, self._slowdown)
+        rng = self._rng if self._service_seed is None else Random(self._service_seed)  # noqa: S311 -- repeatable too
+        self._capacity = Capacity(self.scheduler, self._settings.capacity, rng, self._slowdown)
         self._counts = _Counts(now)
 
     def _slowdown(self, now: float) -> float:

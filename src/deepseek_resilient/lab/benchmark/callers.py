@@ -54,6 +54,6 @@ def callers(scenario: Scenario, seed: int) -> list[Caller]:
 def dice_of(seed: int, what: str, luck: int = 0) -> Random:
     """Randomness of its own for everybody, so that what one does moves nobody else's dice.
 
-    With another `luck` servers, clients and the balancer fare otherwise, and the callers are still those of the seed.
+    With another `luck` clients and the balancer fare otherwise; callers and service times are still those of the seed.
     """
     return Random(f"{seed}.{luck} {what}" if luck else f"{seed} {what}")  # noqa: S311 -- a simulation, repeatable by its seed

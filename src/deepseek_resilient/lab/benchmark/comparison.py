@@ -1,9 +1,10 @@
 """Model against reality: what the simulator says of each real run, beside what was measured.
 
 The prediction is the median of the simulator's runs of the same scenario at the same size by the same client with the
-same callers, and other luck in each (`work.PREDICTIONS`); in brackets the smallest and the largest of them. The
-difference is of the prediction from the measured value (the median, of several), as a share of the latter. "luck"
-stands where it is larger than is aimed at and the simulator gets the measured value too, "off" where it never does.
+same callers and service times, and other luck in each (`work.PREDICTIONS`); in brackets the smallest and the largest
+of them. The difference is of the prediction from the measured value (the median, of several), as a share of the
+latter. "luck" stands where it is larger than is aimed at and the simulator gets the measured value too, "off" where
+it never does.
 """
 
 from __future__ import annotations

@@ -57,6 +57,9 @@ class Rule(ABC):
     whole = False
     """Whether the reading of the answer is retried as well, as where a loop is around everything."""
 
+    told = True
+    """Whether it is told when its caller leaves. Who is not waits on, and the layer above it cannot ask again."""
+
     def begin(self) -> None:
         """A call begins."""
         return
@@ -117,6 +120,8 @@ class Tenacity(Rule):
 class PydanticAI(Rule):
     """pydantic-ai's retrying transport as its documents show it: 5 attempts, after 1, 2, 4, 8 s or as a Retry-After of
     up to 5 minutes says; only what a server answers is tried again, and the rest left to the SDK above."""
+
+    told = False
 
     def __init__(self, around: Surroundings) -> None:
         pass
@@ -213,7 +218,7 @@ class Retrying:
                 rule.end(tries)
                 return result
             pause = rule.pause(tries, result)
-            if pause is None or clock() + pause >= until:
+            if pause is None or (rule.told and clock() + pause >= until):
                 return result
             await Sleep(pause)
 

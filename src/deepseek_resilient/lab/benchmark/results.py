@@ -24,7 +24,7 @@ LATE: Final = 0.05
 """Seconds: a real run in which callers, clients or servers were later than this was measured on too busy a machine."""
 
 NEVER = "never"
-_FORMAT = 2
+_FORMAT = 3
 _SERVER = ("attempts", "served", "wasted", "statuses")
 
 

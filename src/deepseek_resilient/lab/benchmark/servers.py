@@ -22,10 +22,20 @@ if TYPE_CHECKING:
 def make(
     scenario: Scenario, seed: int, scheduler: Scheduler, unix_offset: float = EPOCH, luck: int = 0
 ) -> dict[str, SimulatedDeepSeek]:
-    """Each by its name, without a fault so far."""
+    """Each by its name, without a fault so far.
+
+    How long each piece of work takes follows from the seed alone, in both worlds and with any luck: in a small storm
+    the mean of some hundred pieces decides more than anything else about how it ends.
+    """
     settings = LabSettings().changed(scenario.server)
     return {
-        name: SimulatedDeepSeek(scheduler, settings, dice_of(seed, name, luck).getrandbits(32), unix_offset=unix_offset)
+        name: SimulatedDeepSeek(
+            scheduler,
+            settings,
+            dice_of(seed, name, luck).getrandbits(32),
+            unix_offset=unix_offset,
+            service_seed=dice_of(seed, f"{name}'s work").getrandbits(32),
+        )
         for name in names(scenario)
     }
 

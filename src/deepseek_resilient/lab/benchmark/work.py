@@ -21,8 +21,8 @@ PUBLISHED: Final = ("overload_1_5", "outage_503", "processes_20", "moving_limit"
 """The scenarios that are run over real HTTP where none is named: all of them would take over an hour."""
 
 PREDICTIONS: Final = range(1, 21)
-"""Each real run is predicted so many times, with the same callers and other luck of servers and clients: what comes of
-an overload is a matter of luck as well."""
+"""Each real run is predicted so many times, with the same callers and service times and other luck of
+clients and balancer."""
 
 _SECONDS_PER_CALL: Final = {"naive": 0.003, "ours": 0.0008}
 _OTHERS: Final = 0.00045
