@@ -35,7 +35,10 @@ PYTORCH = ("torch==2.13.0", "transformers[serving]>=5")
 
 COVERED = ["--cov=deepseek_resilient.core", "--cov-branch"]
 COUNTED = ["--cov-append", "--cov-report=term-missing:skip-covered", "--cov-fail-under=100"]
-SHARED = [f"tests/{name}" for name in ("scenarios", "cli", "lab", "docs", "middleware", "telemetry", "drivers", "unit")]
+SHARED = [
+    f"tests/{name}"
+    for name in ("scenarios", "fuzz", "cli", "lab", "docs", "middleware", "telemetry", "drivers", "unit")
+]
 """Tests that may share the processors, most of them with a clock of their own; the longest first. The others get them
 alone."""
 STEPS: dict[str, list[list[str]]] = {

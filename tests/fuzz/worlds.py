@@ -37,9 +37,8 @@ FAULTS = (
     ("cut", 0.3),
     ("brown_out;factor=4", 1.0),
 )
-"""What requests meet, each with that probability. A Retry-After is kept to, so it is for all or for none; a 429 that
-comes at random is none of a server's, and a stream that stalls has its place for as long as `StreamPolicy.silence` says.
-"""
+"""What requests meet, each with that probability. A Retry-After is kept to, so it is for all or none; no server says
+429 at random; and a stream that stalls has its place for as long as `StreamPolicy.silence` says."""
 
 
 @dataclass(frozen=True, slots=True)
