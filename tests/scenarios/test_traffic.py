@@ -145,9 +145,11 @@ def test_without_a_guard_the_server_judges() -> None:
 
 COUNTS: dict[str, Any] = {
     "breaker": None,
+    "concurrency": None,
     "admission": AdmissionPolicy(half_life=0.01, throttle_ratio=0.1, minimum_throughput=10),
 }
-"""Each throttled attempt is a load of 1, as long as there are no more than ten, and the load is there at once."""
+"""Each throttled attempt is a load of 1, as long as there are no more than ten, and the load is there at once. There is
+no limit, so 429s are what admission goes by."""
 
 PRIORITIES = ("critical", "interactive", "standard", "batch")
 

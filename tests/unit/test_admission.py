@@ -195,6 +195,18 @@ def test_no_known_limit_says_nothing():
     assert (0, 0.0) == it.look(10.0)
 
 
+def test_refusals_are_no_load_where_a_limit_is_known():
+    """They make the limit smaller; without one they are what there is to go by."""
+    it = meter()
+    for _ in range(100):
+        it.report_verdict(0.0, LIMITED)
+    assert 1 / 0.2 == it.statistics(0.0).throttled
+    it.report_in_flight(0.0, 1, 4)
+    assert 0.0 == it.statistics(0.0).throttled
+    it.report_in_flight(0.0, 1, None)
+    assert 1 / 0.2 == it.statistics(0.0).throttled
+
+
 def test_few_attempts_say_little():
     """One 429 in a quiet hour is no overload, a third of many is."""
     it = meter()

@@ -68,8 +68,8 @@ class AdmissionPolicy:
         dwell: the shortest time between two changes of level, seconds, >= 0.
         half_life: of the smoothing of the load, seconds, > 0.
         queue_target: a queue that takes up this share of a call's time counts as a load of 1, > 0.
-        throttle_ratio: the share of throttled and overloaded attempts that counts as a load of 1, above 0, to 1. It is
-            what admission goes by where no limit is known: more lets more calls through and fails more critical ones.
+        throttle_ratio: the share of throttled and overloaded attempts that counts as a load of 1 while no limit is
+            known, above 0, to 1: more lets more calls through and fails more critical ones.
         minimum_throughput: fewer attempts in the window count as this many, >= 1, so that few say little.
         sampling_duration: length of the window of attempts, seconds, > 0.
         signal_lifetime: what was reported is forgotten after this long without news, seconds, > 0.

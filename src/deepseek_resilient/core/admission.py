@@ -6,6 +6,10 @@ normalised so that 1 is its own limit, at most `ceiling`:
     in flight / limit                queue delay / time left / queue_target
     open breakers / breakers         throttled / max(attempts, minimum_throughput) / throttle_ratio   (sliding window)
 
+The last counts only while no limit is known. Where one is, a 429 or 503 makes that smaller, and the first two say what
+comes of it; shedding for it as well would shed everybody until the window has passed, long after the limit is right
+(found by tests/fuzz: nobody was let in for four seconds of a calm).
+
 It is smoothed with a half-life: between two looks `load` moves towards the signals seen at the first of them. Level k
 is entered at threshold k, left below `threshold - margin`, and no two changes of level are closer than `dwell`.
 
@@ -77,9 +81,9 @@ class LoadMeter:
     """Load and level, from what it is told. Thread-safe. `on_change(at, old, new, load)` is called without the lock."""
 
     __slots__ = (
-        "_changed_at", "_delay", "_delay_until", "_level", "_load", "_lock", "_on_change", "_open", "_open_until",
-        "_policy", "_seen_at", "_signal", "_signal_until", "_throttled_until", "_utilisation", "_utilisation_until",
-        "_window",
+        "_changed_at", "_delay", "_delay_until", "_level", "_limited", "_load", "_lock", "_on_change", "_open",
+        "_open_until", "_policy", "_seen_at", "_signal", "_signal_until", "_throttled_until", "_utilisation",
+        "_utilisation_until", "_window",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +97,7 @@ class LoadMeter:
         self._lock = lock
         self._on_change = on_change
         self._window = Window(policy.sampling_duration)
+        self._limited = False
         self._load = self._signal = 0.0
         self._level = 0
         self._changed_at = -math.inf
@@ -104,6 +109,7 @@ class LoadMeter:
         """So many calls are under way, of so many that may be (None: no limit is known)."""
         with self._lock:
             now = self._advance(now)
+            self._limited = limit is not None
             self._utilisation = in_flight / max(limit, 1.0) if limit is not None else 0.0
             self._utilisation_until = now + self._policy.signal_lifetime
             self._combine(now)
@@ -201,7 +207,7 @@ class LoadMeter:
 
     def _signals(self, now: float) -> tuple[tuple[float, float], ...]:
         throttled = 0.0
-        if now < self._throttled_until:
+        if not self._limited and now < self._throttled_until:
             policy = self._policy
             attempts, pushed_back = self._window.totals(now)
             throttled = pushed_back / max(attempts, policy.minimum_throughput) / policy.throttle_ratio
