@@ -115,6 +115,22 @@ def test_who_is_alone_ends_the_call() -> None:
     run(work())
 
 
+def test_an_end_that_comes_after_the_answer_ends_nothing() -> None:
+    """The task that drove the shared answer does other things by then."""
+
+    async def work() -> None:
+        _, upstream, (caller,) = await begin(1)
+        assert caller.call is not None
+        upstream.may.set()
+        assert ANSWER == (await caller.task).body
+        other = asyncio.create_task(asyncio.sleep(0.01))
+        caller.call._leaves = other
+        caller.call._soon(caller.call._end_flight)
+        await other
+
+    run(work())
+
+
 def test_what_others_want_goes_on() -> None:
     """Who began it is counted as gone; the others get the one answer."""
 

@@ -15,7 +15,8 @@ Message = dict[str, Any]
 
 
 class Wire:
-    """What was written, write by write; a transport and its flow control."""
+    """What was written, write by write; a transport and its flow control. There is no `writelines`: that of asyncio
+    keeps an empty item for ever from Python 3.12 on, and does not pause who writes."""
 
     write_paused = False
 
@@ -25,9 +26,6 @@ class Wire:
 
     def write(self, data: bytes) -> None:
         self.written.append(data)
-
-    def writelines(self, data: tuple[bytes, ...]) -> None:
-        self.written.append(b"".join(data))
 
     def close(self) -> None:
         self.closed = True

@@ -335,14 +335,49 @@ def test_after_a_pause_no_more_are_let_in_than_were_taken_before_it():
     feed.round(1.0, use=0.75)
     feed.round(1.0, use=0.35)
     assert 40 == feed.it.value
-    feed.it.pause(feed.now)
+    feed.it.pause()
     assert 14 == feed.it.value
+
+
+def test_a_pause_does_not_hide_the_overload_that_it_came_with():
+    """The first 429 of a burst says Retry-After; the others of it make the limit smaller all the same."""
+    feed = Feed(initial=20)
+    feed.round(1.0)
+    before = feed.it.value
+    for _ in range(6):
+        feed.it.overloaded(feed.now, feed.now)
+        feed.it.pause()
+        feed.overload(9)
+        feed.now += 1.0
+    assert before / 2 > feed.it.value
+
+
+def test_a_pause_keeps_to_the_minimum():
+    """Who called one at a time has proven one."""
+    feed = Feed(initial=20, minimum=10)
+    feed.round(1.0, use=0.05)
+    feed.it.pause()
+    assert 10 == feed.it.value
+
+
+def test_an_outage_that_comes_again_at_once_was_of_our_own_making():
+    """What was proven is trusted less each time, until a calm round proves it."""
+    feed = Feed(initial=20)
+    feed.round(1.0, use=0.7)
+    told = []
+    for _ in range(4):
+        feed.overload(8)
+        feed.it.resume(feed.now)
+        told.append(feed.it.value)
+    assert 14 == told[0]
+    assert sorted(told, reverse=True) == told
+    assert 6 > told[-1]
 
 
 def test_before_anything_was_learnt_a_pause_changes_nothing():
     """The first limit is that of the policy."""
     feed = Feed(initial=20)
-    feed.it.pause(feed.now)
+    feed.it.pause()
     assert 20 == feed.it.value
 
 
@@ -365,7 +400,7 @@ def test_rounds_with_failures_prove_nothing():
     for _ in range(18):
         feed.answer(1.0)
     assert 40 == feed.it.value
-    feed.it.pause(feed.now)
+    feed.it.pause()
     assert 40 == feed.it.value
 
 
@@ -374,7 +409,7 @@ def test_what_was_proven_fades():
     feed = Feed(initial=20)
     feed.round(1.0)
     assert 40 == feed.round(1.0, use=0.2)
-    feed.it.pause(feed.now)
+    feed.it.pause()
     assert pytest.approx(0.7 * 20) == feed.it.value
     feed.round(4.0)
     low = feed.it.value

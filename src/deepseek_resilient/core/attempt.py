@@ -239,5 +239,5 @@ class Attempt:
             status = 429 if verdict.kind is VerdictKind.THROTTLED else 503
         if target.gate.close(now, seconds, status=status, reason=verdict.reason, patient=patient):
             if self._places is not None:
-                self._places.pause(now)
+                self._places.pause()
             self.runtime.listeners.emit(GateClosed(now, target.name, seconds, verdict.reason))

@@ -191,10 +191,10 @@ class Places:
             else:
                 self._limit.overloaded(now, started)
 
-    def pause(self, now: float) -> None:
+    def pause(self) -> None:
         """For a time nothing will be sent: the target asked for it."""
         with self._lock:
-            self._limit.pause(now)
+            self._limit.pause()
 
     def resume(self, now: float) -> None:
         """The target works again after an outage."""

@@ -178,15 +178,15 @@ class AdaptiveLimit:
         if self.in_flight <= limit:
             self.overloaded(now, started)
 
-    def pause(self, now: float) -> None:
+    def pause(self) -> None:
         """For a time nothing will be sent: more than was taken before is not let in at once after it."""
         if self._proven:
-            self._estimate = min(self._estimate, self._proven)
-        self._begin_round(now)
+            self._set(min(self._estimate, self._proven))
 
     def resume(self, now: float) -> None:
         """The server works again: what was met while it did not says nothing of how many calls it takes."""
         self._set(max(self._estimate, self._proven))
+        self._proven *= self._policy.backoff  # an outage that comes again at once was of our own making
         self._overloaded = self._slow = False
         self._begin_round(now)
 

@@ -238,7 +238,7 @@ class AioCall:
     def _spawn(self, effect: Spawn) -> Callable[[], None]:
         if effect.awaited is not None and self._leaves is not None:
             self._spawned = effect
-            return partial(self._cancel, self._leaves)
+            return partial(self._soon, self._end_flight)
         task = self._loop.create_task(self._beside(effect).run())
         _beside.add(task)
 
@@ -247,14 +247,18 @@ class AioCall:
             effect.ended()
 
         task.add_done_callback(over)
-        return partial(self._cancel, task)
+        return partial(self._soon, task.cancel)
 
     def _beside(self, effect: Spawn) -> AioCall:
         return AioCall(effect.coroutine, self._sender, clock=self._clock, raise_as=self._raise_as, loop=self._loop)
 
-    def _cancel(self, task: asyncio.Task[Any]) -> None:
+    def _soon(self, end: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: so is everything on it
-            self._loop.call_soon_threadsafe(task.cancel)
+            self._loop.call_soon_threadsafe(end)
+
+    def _end_flight(self) -> None:
+        if self._spawned is not None and self._leaves is not None:  # else it has ended, and the task does other things
+            self._leaves.cancel()
 
     async def _fly(self, effect: Spawn) -> None:
         try:

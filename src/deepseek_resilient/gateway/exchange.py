@@ -50,10 +50,8 @@ class Exchange(RequestResponseCycle):
         elif not more:
             body = b"0\r\n\r\n"
         head, self._head = self._head, b""
-        if head:
-            self.transport.writelines((head, body))
-        else:
-            self.transport.write(body)
+        if head or body:
+            self.transport.write(head + body)  # not writelines: asyncio's keeps an empty item for ever and never pauses
         if not more:
             self.response_complete = True
             self.message_event.set()
