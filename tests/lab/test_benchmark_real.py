@@ -98,7 +98,7 @@ def test_the_simulator_knows_how_pydantic_ai_retries() -> None:
     found = run_virtual(replace(SCALED["outage_503"], phases=phases, patience=200.0), PREDICTED["pydantic_ai"], 1)
     assert found.calls
     assert 15 * len(found.calls) == len(found.attempts)
-    hurried = run_virtual(replace(SCALED["outage_503"], phases=phases, patience=4.0), "pydantic_ai", 1)
+    hurried = run_virtual(replace(SCALED["outage_503"], phases=phases, patience=4.0), PREDICTED["pydantic_ai"], 1)
     assert 3 * len(hurried.calls) == len(hurried.attempts)
 
 
