@@ -99,9 +99,9 @@ class BreakerPolicy:
         probes: attempts let through at once while half-open, >= 1 ...
         probe_interval: ... one per this many seconds, >= 0.
         probe_successes: good answers that close the circuit, >= 1.
-        when_open: "pause" lets a call wait for the next probes, for max_break_duration and a quarter of its time at
-            most, and then refuses it with 503 and Retry-After; "refuse" does so at once; "wait" lets it wait for as
-            long as its deadline allows (batch jobs).
+        when_open: "pause" lets a call wait for the next probes if they are due soon, for max_break_duration, 1 s and a
+            quarter of its time at most, and else refuses it with 503 and Retry-After; "refuse" does so at once; "wait"
+            lets it wait for as long as its deadline allows (batch jobs).
     """
 
     failure_ratio: float = 0.5

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 CLOSED = pybreaker.STATE_CLOSED
 _SHARE = 0.25
+_LONGEST_PAUSE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,9 @@ class Breaker:
         policy = self._policy
         if policy.when_open == "wait":
             return math.inf
-        return 0.0 if elsewhere or policy.when_open == "refuse" else min(policy.max_break_duration, time * _SHARE)
+        if elsewhere or policy.when_open == "refuse":
+            return 0.0
+        return min(policy.max_break_duration, _LONGEST_PAUSE, time * _SHARE)
 
     def try_acquire(self, now: float) -> Permit | float:
         """A permit; or, refused, the seconds after which another try may succeed."""

@@ -122,7 +122,8 @@ def _ask_health(runtime: Runtime, call: Call, target: Target, began: float) -> R
         step="breaker",
         retry_after=permit,
     )
-    return refusal if delay <= 0 or not call.outlives(now + delay) else _Pause("breaker", delay, refusal)
+    in_vain = permit > left or delay <= 0 or not call.outlives(now + delay)
+    return refusal if in_vain else _Pause("breaker", delay, refusal)
 
 
 def give_up(runtime: Runtime, target: Target, reservation: Reservation | None) -> None:
