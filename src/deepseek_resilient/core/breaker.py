@@ -8,9 +8,9 @@ failure opens it again, `probe_successes` good answers close it. A break after a
 of that probe, but lasts for `break_duration` at least: the server was left alone by all others since then, and probes
 that hang would else come half as often as those that fail at once.
 
-Who comes while it is open waits for the next probes (`when_open="pause"`), for `max_break_duration` at most, which is
-when it is tried again at the latest, and for a quarter of its own time; then it is refused. So the gap between the end
-of an outage and the probe that finds it costs no calls, and nobody waits long for a server that stays down.
+Who comes while it is open waits for the next probes (`when_open="pause"`), for `max_break_duration`, 1 s and a quarter
+of its own time at most; where they are not due by then it is refused at once. So the gap between the end of an outage
+and the probe that finds it costs no calls, and nobody waits long for a server that stays down.
 
 Probes are spaced, and one that is older than `max_break_duration` no longer takes a place, so that those that hang do
 not hide a recovery from those after them. The first content of a stream makes its probe a good one, and so does a
