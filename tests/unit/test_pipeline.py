@@ -405,14 +405,15 @@ def test_an_open_circuit_may_be_waited_for():
     assert ["breaker"] == [event.step for event in it.told(events.StepWaited)]
 
 
-def test_at_an_open_circuit_a_call_pauses():
-    """when_open="pause": for a quarter of its time here, less than the break; then it is refused, nothing is sent."""
+def test_a_call_pauses_only_for_probes_that_are_due():
+    """when_open="pause": until the next probe, if it is due within a quarter of the call's time; else nobody waits."""
     it = bench(breaker=BreakerPolicy(**{**fields_of(TOUCHY), "when_open": "pause"}))
     it.call(BUSY, max_retries=0)
-    call = it.call([], timeout=2.0)
-    assert [0.5] == call.slept()
-    error = call.outcome.extensions["resilience_error"]
-    assert (503, "breaker", 0.5, 0) == (call.outcome.status, error.step, error.retry_after, call.sent())
+    hurried = it.call([], timeout=2.0)
+    error = hurried.outcome.extensions["resilience_error"]
+    told = (hurried.outcome.status, error.step, error.retry_after, hurried.sent())
+    assert (503, "breaker", 1.0, 0) == told
+    assert [] == hurried.slept()
 
 
 def test_who_pauses_may_be_the_probe():
