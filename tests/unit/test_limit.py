@@ -206,6 +206,20 @@ def test_answers_stand_against_overloads():
     assert 14 == feed.it.value
 
 
+def test_two_quick_answers_among_overloads_are_no_round():
+    """An outage ends, and two probes are answered at once by chance: that is no level to measure others by."""
+    feed = Feed(initial=2)
+    feed.round(1.0, use=0.0)
+    before = feed.it.base
+    feed.overload(2)
+    feed.answer(0.01)
+    feed.answer(0.01)
+    assert before == feed.it.base
+    feed.answer(1.0)
+    feed.answer(1.0)
+    assert (before, 1.0) == (feed.it.base, feed.it.load)
+
+
 def test_after_overloads_it_doubles_up_to_half_of_where_they_began():
     """The level of the first overload of a row counts, not that of the last."""
     feed = Feed(initial=100)

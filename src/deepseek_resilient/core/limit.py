@@ -2,9 +2,9 @@
 
 Latency says how full the server is. A sample's latency is divided by the *scale* of its size class (streamed or not,
 prompt, answer, each by powers of two), so that a long answer does not read as overload; what remains is the load. A
-round is as many samples, of attempts begun since the round began, as the limit allows in flight (within bounds), and
-its load is their median, with a doubt of `IQR / sqrt(n)`. The least load since a queue was last drained, doubt
-included, is `base`, the load without a queue.
+round is as many samples, of attempts begun since the round began, as the limit allows in flight (within bounds, and
+four answers at least), and its load is their median, with a doubt of `IQR / sqrt(n)`. The least load since a queue was
+last drained, doubt included, is `base`, the load without a queue.
 
 - load <= tolerance * base, and the limit was used: it doubles up to the level at which a queue was last met (slow
   start), and beyond that grows by 1, 2, 3 ... per round, whatever its size, so that clients of one server draw level;
@@ -204,7 +204,7 @@ class AdaptiveLimit:
         mostly_overloaded = self._overloads * 2 > seen
         smallest = min(_SMALLEST_ROUND, 3 * value) if value >= self._threshold else _FEWEST
         wanted = _FEWEST if mostly_overloaded else min(max(value, smallest, _FEWEST), _LARGEST_ROUND)
-        if seen < wanted:
+        if seen < wanted or not (mostly_overloaded or len(self._samples) >= _FEWEST):
             return
         if mostly_overloaded:
             if not self._overloaded:
