@@ -131,6 +131,15 @@ def test_the_first_base_is_that_of_the_attempts_that_began_first():
     assert pytest.approx(0.95 * 100 / 8) == feed.it.value
 
 
+def test_of_attempts_that_began_together_the_first_are_those_of_the_first_calls():
+    """A clock may tell no two of them apart. Those that are answered first are the quick ones, and no level at all."""
+    feed = Feed(initial=20)
+    fill(feed.it, 20)
+    for number in range(20, 0, -1):
+        feed.it.answered(feed.now, Sample(feed.now, 1.0 if number > 16 else 8.0, SHORT, None, number))
+    assert (8.0, 40) == (feed.it.base, feed.it.value)
+
+
 def test_what_a_round_of_later_attempts_has_overtaken_stands_in_no_queue():
     """Seven attempts hang: what the others lose is their own share, and they leave room for them."""
     feed = Feed(initial=15)

@@ -221,7 +221,7 @@ class Attempt:
         call = self.call
         size = size_class(len(call.request.body), self.answer_size, stream=call.info.stream)
         allowed = None if self.until is None else self.until - self.started
-        return Sample(self.started, now - self.started, size, allowed)
+        return Sample(self.started, now - self.started, size, allowed, call.number)
 
     def _was_impatient(self, verdict: Verdict, now: float) -> bool:
         return verdict.kind is VerdictKind.TIMEOUT and now - self.started < IMPATIENT and not self.call.outlives(now)

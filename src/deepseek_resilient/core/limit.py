@@ -55,13 +55,14 @@ _NO_TIME = 1e-6
 
 
 class Sample(NamedTuple):
-    """What an attempt tells: when it began, seconds to the first content (streams) or the end, its size class, and
-    the seconds it was allowed (None: unlimited)."""
+    """What an attempt tells: when it began, seconds to the first content (streams) or the end, its size class, the
+    seconds it was allowed (None: unlimited), and the number of its call: of several that began together the first."""
 
     started: float
     latency: float
     size: tuple[bool, int, int]
     allowed: float | None
+    number: int = 0
 
 
 def size_class(prompt: int, answer: int, *, stream: bool) -> tuple[bool, int, int]:
@@ -252,7 +253,9 @@ class AdaptiveLimit:
 
     def _first_loads(self) -> list[float]:
         """The loads of the attempts that began first, when nothing was in flight yet."""
-        in_order = sorted(zip(self._samples, self._loads, strict=True), key=lambda pair: pair[0].started)
+        in_order = sorted(
+            zip(self._samples, self._loads, strict=True), key=lambda pair: (pair[0].started, pair[0].number)
+        )
         return [load for _, load in in_order[:_FEWEST]]
 
     def _is_late(self) -> bool:
