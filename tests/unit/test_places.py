@@ -64,12 +64,12 @@ def test_as_many_enter_as_the_limit_says():
 
 def test_nobody_enters_past_those_who_wait():
     """Where the limit grew at an overload, few as they are, the place given back after it lets the queue in first."""
-    it = places(4)
+    it = places(5)
     waiter = wait(it)
-    for _ in range(3):
+    for _ in range(4):
         it.answered(1.0, Sample(0.0, 1.0, SIZE, None))
     it.overloaded(1.0, 0.0)
-    assert (8, 4, 1) == (it.statistics(0.0).limit, it.statistics(0.0).in_flight, it.statistics(0.0).queued)
+    assert (10, 5, 1) == (it.statistics(0.0).limit, it.statistics(0.0).in_flight, it.statistics(0.0).queued)
     assert not it.try_enter(0.0)
     it.exit(1.0, 1.0)
     assert [True] == granted(waiter)
