@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.lab import peers
 
 from .command import alive, descendants, environment, inside, run, start, until
 
@@ -72,6 +73,17 @@ def predicted(path: Path) -> None:
         )
         with path.open("a") as file:
             file.write(line_of(found) + "\n")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_what_a_peer_started_ends_too(ending: int, tmp_path: Path) -> None:
+    """A launcher, the interpreter under it, and the process that the library started."""
+    arguments = ("--world", "real", "--scenario", "overload_1_5", "--contender", "litellm")
+    storm = start("storm", *arguments, "--peer", f"litellm={peers.launcher(tmp_path)}", cwd=tmp_path)
+    children = until(lambda: found if len(found := descendants(storm.pid)) == 4 else None, 30)
+    storm.send_signal(ending)
+    storm.communicate(timeout=30)
+    until(lambda: not alive(children), 15)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
