@@ -81,7 +81,10 @@ def test_what_a_peer_started_ends_too(ending: int, tmp_path: Path) -> None:
     storm = start("storm", *arguments, "--peer", f"litellm={peers.launcher(tmp_path)}", cwd=tmp_path)
     children = until(lambda: found if len(found := descendants(storm.pid)) == 4 else None, 30)
     storm.send_signal(ending)
-    storm.communicate(timeout=30)
+    try:
+        storm.communicate(timeout=30)
+    finally:
+        storm.kill()
     until(lambda: not alive(children), 15)
 
 
