@@ -7,6 +7,7 @@ standard error, 130 interrupted, 141 the reader of the output went away. Heavy i
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROGRAM = "deepseek-resilient"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,6 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         silence_stdout()
         return 141
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        silence_stdout()
+        what = error.filename or "the output"
+        print(readable(f"{PROGRAM}: {what} cannot be written: {error.strerror}.", sys.stderr), file=sys.stderr)
+        return 2
     except CommandError as error:
         print(readable(f"{PROGRAM}: {error}", sys.stderr), file=sys.stderr)
         return 2

@@ -237,7 +237,15 @@ def test_nobody_there() -> None:
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         status, out, err = inside("probe", url, "--yes", env=KEYED)
     assert (2, "") == (status, out)
-    assert "cannot be reached" in err.splitlines()[-1]
+    assert "cannot be reached (Connection refused): is" in err.splitlines()[-1]
+
+
+def test_a_name_that_nobody_knows() -> None:
+    """In the resolver's words, whichever it has."""
+    status, _, err = inside("probe", "http://nowhere.invalid", "--yes", env=KEYED)
+    assert 2 == status
+    assert "http://nowhere.invalid/v1 cannot be reached (" in err.splitlines()[-1]
+    assert "Cannot connect to host" not in err
 
 
 def test_no_tls_there() -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.lab import peers
 
 from .command import alive, descendants, environment, inside, run, start, until
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SMALL = (
     "storm",
@@ -39,7 +39,7 @@ def test_a_run_goes_on_where_it_was_ended(tmp_path: Path) -> None:
     with (tmp_path / "all.json").open("a") as file:
         file.write('{"scenario":"outage_hang","contender":"fina')  # killed while it wrote
     status, again, err = run(*SMALL, "--seeds", "1", "--json", "all.json", "--pictures", "all/drawn", cwd=tmp_path)
-    assert (0, first, "1 pictures are in all/drawn\n") == (status, again, err)
+    assert (0, first, "1 picture is in all/drawn\n") == (status, again, err)
     assert ["outage_hang.svg"] == [path.name for path in (tmp_path / "all" / "drawn").iterdir()]
     assert before == (tmp_path / "all.json").read_text().splitlines()
     (tmp_path / "all.json").unlink()
@@ -75,6 +75,20 @@ def predicted(path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_what_a_peer_started_ends_too(ending: int, tmp_path: Path) -> None:
+    """A launcher, the interpreter under it, and the process that the library started."""
+    arguments = ("--world", "real", "--scenario", "overload_1_5", "--contender", "litellm")
+    storm = start("storm", *arguments, "--peer", f"litellm={peers.launcher(tmp_path)}", cwd=tmp_path)
+    children = until(lambda: found if len(found := descendants(storm.pid)) == 4 else None, 30)
+    storm.send_signal(ending)
+    try:
+        storm.communicate(timeout=30)
+    finally:
+        storm.kill()
+    until(lambda: not alive(children), 15)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_a_real_run_leaves_no_process(ending: int, tmp_path: Path) -> None:
     """However it is ended, in the middle of a run; and what was done before is still in the file."""
     predicted(tmp_path / "all.json")
@@ -94,6 +108,11 @@ def test_a_real_run_leaves_no_process(ending: int, tmp_path: Path) -> None:
     [
         (("--peer", "litellm"), "must be NAME=PYTHON with a Python that can be run, not 'litellm'"),
         (("--peer", "litellm=/nowhere/python"), "not 'litellm=/nowhere/python'"),
+        (("--peer", "litellm=/"), "not 'litellm=/'"),
+        (
+            ("--scenario", "overload_1_5", "--contender", "litellm", "--peer", "litellm=/bin/true"),
+            ": real overload_1_5, litellm, seed 1: a process of a real run ended too early: exit status 0",
+        ),
         (("--peer", f"mine={sys.executable}"), "there is no contender 'mine'; there are: naive, "),
         (("--scenario", "stacked_layers"), "nothing is left to run"),
         (("--contender", "litellm"), "litellm needs litellm: name an interpreter that has it, --peer litellm=PYTHON."),
@@ -172,3 +191,46 @@ def test_a_file_of_something_else_stays_as_it_is(text: str, tmp_path: Path) -> N
     assert (2, "") == (status, out)
     assert f"deepseek-resilient: {path} cannot be used: line 1 is no result of the storm lab.\n" == err
     assert text + "\n" == path.read_text()
+
+
+@pytest.mark.parametrize("name", ["/dev/full", "/dev/zero"])
+def test_a_device_is_no_file(name: str) -> None:
+    """It would be read without end."""
+    status, out, err = inside("storm", "--json", name, env=environment())
+    assert (2, "") == (status, out)
+    assert f"deepseek-resilient: {name} cannot be used: it is a device or a pipe, and no file.\n" == err
+
+
+def test_a_file_that_takes_no_more_ends_it(tmp_path: Path) -> None:
+    """In one sentence with its name; what it took is kept, and the next run goes on from there."""
+    storm = start(
+        *("storm", "--scenario", "outage_hang", "--contender", "finagle", "--json", "all.json", "--processes", "1"),
+        cwd=tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)),
+    )
+    out, err = storm.communicate(timeout=60)
+    assert (2, b"") == (storm.returncode, out)
+    assert b"deepseek-resilient: all.json cannot be written: File too large." == err.splitlines()[-1]
+    assert 3000 == (tmp_path / "all.json").stat().st_size
+    status, out_again, said = run(*LONG, "--seeds", "3", cwd=tmp_path)
+    assert (0, True) == (status, "finagle" in out_again), said
+    assert [1, 2, 3] == sorted(json.loads(line)["seed"] for line in (tmp_path / "all.json").read_text().splitlines())
+
+
+def test_an_output_that_takes_no_more_is_told() -> None:
+    """Not by a traceback."""
+    with Path("/dev/full").open("wb") as full:
+        storm = start("storm", "--list", stdout=full)
+        _, err = storm.communicate(timeout=60)
+    assert (2, b"deepseek-resilient: the output cannot be written: No space left on device.\n") == (
+        storm.returncode,
+        err,
+    )
+
+
+def test_pictures_need_a_folder_that_can_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before anything is run, and not half an hour later. For root every folder can be."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    status, out, err = inside("storm", "--pictures", str(tmp_path), env=environment())
+    assert (2, "") == (status, out)
+    assert f"deepseek-resilient: {tmp_path} cannot be used: Permission denied.\n" == err

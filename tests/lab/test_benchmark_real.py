@@ -6,6 +6,7 @@ import ast
 import asyncio
 import queue
 import re
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,8 @@ from deepseek_resilient.lab.faults import Fault, Window
 from deepseek_resilient.lab.plan import Phase
 from deepseek_resilient.lab.server import LabServer
 from deepseek_resilient.lab.settings import LabSettings
+
+from . import peers
 
 QUICK = replace(SCALED["overload_1_5"].shrunk(0.02), capacity=100.0)
 """Half a second of calls that all can be answered, on a server of ten slots."""
@@ -125,10 +128,10 @@ def test_a_scenario_can_be_told_to_another_process(name: str) -> None:
     assert Scenario.from_json(SCENARIOS[name].to_json()) == SCENARIOS[name]
 
 
-def quick(name: str, **changes: Any) -> Record:
+def quick(name: str, python: str = sys.executable, **changes: Any) -> Record:
     """A real run of a few calls, none of which needs more than one attempt."""
     told: list[float] = []
-    found = real.run(replace(QUICK, **changes), REAL_CONTENDERS[name], sys.executable, 1, lambda at, _: told.append(at))
+    found = real.run(replace(QUICK, **changes), REAL_CONTENDERS[name], python, 1, lambda at, _: told.append(at))
     assert told == sorted(told)
     assert len(found.calls) == len(callers(found.scenario, 1))
     assert len(found.attempts) == sum(server["attempts"] for server in found.servers)
@@ -200,6 +203,18 @@ def test_a_crowd_goes_on_until_all_have_called() -> None:
     assert 9 == len(found.calls)
 
 
+def test_a_library_may_print_and_read(tmp_path: Path) -> None:
+    """Before and after the client is ready, as Python or below it, lines like the protocol's and no text at all."""
+    found = quick("litellm", peers.launcher(tmp_path))
+    assert all(call.answered for call in found.calls)
+
+
+def test_an_exception_that_no_adapter_knows_ends_the_run(tmp_path: Path) -> None:
+    """In the middle of the storm; told as what it is, and not as the group that it came in."""
+    with pytest.raises(real.RealRunError, match=r"ended too early: LookupError: not even an API error$"):
+        quick("litellm", peers.launcher(tmp_path, trouble=True))
+
+
 def test_a_client_that_does_not_work_ends_the_run() -> None:
     """With what it said, before anybody is let in."""
     broken = replace(REAL_CONTENDERS["naive"], options={"loop": "none"})
@@ -207,15 +222,15 @@ def test_a_client_that_does_not_work_ends_the_run() -> None:
         real.run(QUICK, broken, sys.executable, 1, lambda *_: None)
 
 
-@pytest.mark.parametrize("module", [runner, server])
-def test_a_process_ends_with_its_input(module: Any) -> None:
+@pytest.mark.parametrize(("module", "mark", "status"), [(runner, runner.MARK, -signal.SIGKILL), (server, "", 0)])
+def test_a_process_ends_with_its_input(module: Any, mark: str, status: int) -> None:
     """Nothing is left when the parent is gone."""
     heard: queue.SimpleQueue[tuple[Any, str]] = queue.SimpleQueue()
-    with Child(("-m", module.__name__), heard) as child:
+    with Child(("-m", module.__name__), heard, mark=mark) as child:
         assert child._process.stdin is not None
         child._process.stdin.close()
         assert "" == heard.get(timeout=30)[1]
-        assert 0 == child._process.wait(30)
+        assert status == child._process.wait(30)
 
 
 def test_adapters_of_other_libraries_need_nothing_of_ours() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -82,6 +83,8 @@ def run(options: argparse.Namespace) -> int:
             file = stack.enter_context(results.open_to_append(options.json)) if options.json else None
             if options.pictures:
                 options.pictures.mkdir(parents=True, exist_ok=True)
+                if not os.access(options.pictures, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(options.pictures))
         except (OSError, ValueError) as error:
             path = getattr(error, "filename", None) or options.json
             raise CommandError(f"{path} cannot be used: {getattr(error, 'strerror', None) or error}.") from error
@@ -107,7 +110,7 @@ def _draw(folder: Path, found: Sequence[Result]) -> None:
             path.write_text(pictures.draw(world, name, found), encoding="utf-8")
         except OSError as error:
             raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
-    Terminal(sys.stderr).line(f"{len(storms)} pictures are in {folder}")
+    Terminal(sys.stderr).line(f"{len(storms)} {'picture is' if len(storms) == 1 else 'pictures are'} in {folder}")
 
 
 def _list(out: Terminal, scenarios: Sequence[str], contenders: Sequence[str]) -> None:
@@ -169,7 +172,6 @@ def _work(
 ) -> bool:
     """Run the jobs, and put each line into `done` and the file at once. False when it was interrupted."""
     from deepseek_resilient.lab.benchmark import results, work
-    from deepseek_resilient.lab.benchmark.real.run import RealRunError
     from deepseek_resilient.lab.benchmark.runs import RunError
 
     progress = Progress(Terminal(sys.stderr), jobs, len(done), lambda job: work.seconds([job], processes))
@@ -177,8 +179,7 @@ def _work(
         with contextlib.closing(_lines(jobs, processes, pythons, progress)) as lines:
             for line in lines:
                 if file is not None:
-                    file.write(line + "\n")
-                    file.flush()
+                    _keep(file, line)
                 found = results.result_of(line)
                 done[found.job] = line
                 progress.show(found.job, "" if found.valid else ": the machine was too busy")
@@ -186,11 +187,21 @@ def _work(
         progress.finish()
         Terminal(sys.stderr).line(f"interrupted: {len(done)} of {len(jobs) + progress.kept} runs are done")
         return False
-    except (RunError, RealRunError, OSError) as error:
-        progress.finish()
+    except (RunError, OSError) as error:
         raise CommandError(str(error)) from error
-    progress.finish()
+    finally:
+        progress.finish()
     return True
+
+
+def _keep(file: IO[str], line: str) -> None:
+    try:
+        file.write(line + "\n")
+        file.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):  # it would try again when it is closed
+            file.close()
+        raise CommandError(f"{file.name} cannot be written: {error.strerror}.") from error
 
 
 def _lines(
@@ -209,7 +220,11 @@ def _lines(
     for job in jobs:
         if job.world == REAL:
             who = REAL_CONTENDERS[job.contender]
-            yield line_of(real.run(SCALED[job.scenario], who, pythons[who.name], job.seed, progress.watch(job)))
+            try:
+                found = real.run(SCALED[job.scenario], who, pythons[who.name], job.seed, progress.watch(job))
+            except real.RealRunError as error:
+                raise CommandError(f"{_name(job)}: {error}") from error
+            yield line_of(found)
 
 
 class Progress:
@@ -231,7 +246,7 @@ class Progress:
         self._ahead = {kind: sum(weigh(job) for job in jobs if (job.world == "real") is kind) for kind in (False, True)}
         self._behind = 0.0
         if jobs:
-            terminal.line(f"{self._runs} runs, about {_duration(sum(self._ahead.values()))}")
+            terminal.line(f"{self._runs} run{'s' * (self._runs > 1)}, about {_duration(sum(self._ahead.values()))}")
 
     def show(self, job: Job, note: str) -> None:
         """One more is done."""
@@ -241,7 +256,7 @@ class Progress:
         self._behind += 0.0 if real else weight
         # a real run takes as long as it takes; how fast this machine computes shows in the others
         pace = 1.0 if real else (self._clock() - self._began) / self._behind
-        left = self._ahead[False] * pace + self._ahead[True]
+        left = max(self._ahead[False] * pace + self._ahead[True], 0.0)  # of what cancels out a little remains
         text = (
             f"{self._done + self.kept}/{self._runs + self.kept} runs, about {_duration(left)} left; {_name(job)}{note}"
         )
@@ -297,6 +312,6 @@ def _count(text: str) -> int:
 
 def _peer(text: str) -> tuple[str, str]:
     name, sign, python = text.partition("=")
-    if not sign or not os.access(python, os.X_OK):
+    if not sign or not Path(python).is_file() or not os.access(python, os.X_OK):
         raise argparse.ArgumentTypeError(f"must be NAME=PYTHON with a Python that can be run, not {text!r}")
     return name, python

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,10 +18,11 @@ if TYPE_CHECKING:
 
 
 class Child:
-    """One running interpreter, ours or another one; a context manager that ends the process.
+    """One running interpreter, ours or another one; a context manager that ends the process, and all that it started.
 
     `arguments` say what it runs. What it writes comes into `heard` with the child itself, line by line; "" is its end,
-    unless a line that begins with `last` came before it.
+    unless a line that begins with `last` came before it. With a `mark` only lines that begin with it count, and come
+    without it.
     """
 
     def __init__(
@@ -27,19 +30,23 @@ class Child:
         arguments: Sequence[str],
         heard: queue.SimpleQueue[tuple[Any, str]],
         last: str = "",
+        mark: str = "",
         python: str = sys.executable,
     ) -> None:
         self._command = [python, *arguments]
         self._heard = heard
         self._last = last
+        self._mark = mark
 
     def __enter__(self) -> Self:
         # a file and not a pipe: nobody reads it while the process works
         self._errors: IO[bytes] = tempfile.TemporaryFile()
-        # a process group of its own: Ctrl-C at the terminal is for us, and we end it
+        # a session of its own: Ctrl-C at the terminal is for us, and what is named as an interpreter may be a launcher,
+        # which would die alone
         self._process = subprocess.Popen(  # noqa: S603 -- our own code, in an interpreter that was named
             self._command,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, process_group=0,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, start_new_session=True,
+            encoding="utf-8", errors="replace",
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True, name="lab-reader")
         self._reader.start()
@@ -48,13 +55,15 @@ class Child:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # all of the group have ended
+            os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()  # whoever has left the group hears it
         self._reader.join()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._process.wait()
         self._errors.close()
 
     def tell(self, line: str) -> None:
@@ -66,13 +75,16 @@ class Child:
 
     def complaint(self) -> str:
         """Its exit status, or the last line it wrote to stderr."""
-        self._errors.seek(0)
-        lines = self._errors.read(65536).decode("utf-8", "replace").strip().splitlines()
+        self._errors.seek(max(self._errors.seek(0, os.SEEK_END) - 65536, 0))
+        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else f"exit status {self._process.wait()}"
 
     def _read(self) -> None:
         over = False
-        for line in self._process.stdout or ():
+        for text in self._process.stdout or ():
+            if not text.startswith(self._mark):
+                continue
+            line = text.removeprefix(self._mark)
             self._heard.put((self, line))
             over = bool(self._last) and line.startswith(self._last)
         if not over:

@@ -7,7 +7,10 @@ two questions begin alike, so that no answer comes from a cache of prompts. Noth
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import secrets
+import socket
 import ssl
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +25,7 @@ from deepseek_resilient.usage import Usage, usage_of
 from deepseek_resilient.wire import Dialect, Sign
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from deepseek_resilient.probe.bounds import Bounds
 
@@ -190,7 +193,7 @@ class Server:
                 f"{self._url} cannot be reached in {_CONNECT:g} s: is the address right, and https:// what it speaks?"
             )
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-            return f"{self._url} cannot be reached ({error}): is the server started, and the address right?"
+            return f"{self._url} cannot be reached ({_why(causes)}): is the server started, and the address right?"
         return f"{self._url} broke the connection off ({error}): is it https:// instead of http://, or not ready yet?"
 
 
@@ -254,6 +257,16 @@ async def _bounded(response: httpx2.Response) -> Any:
 
 def _retry_after(response: httpx2.Response) -> float | None:
     return wire.retry_after(lambda name: response.headers.get(name.decode()), time.time())
+
+
+def _why(causes: Sequence[BaseException]) -> str:
+    """In the system's words: those of the HTTP client name its objects."""
+    for one in causes:
+        if isinstance(one, socket.gaierror):
+            return str(one.strerror)
+        if isinstance(one, OSError) and one.errno is not None and one.errno in errno.errorcode:
+            return os.strerror(one.errno)
+    return str(causes[0])
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -114,8 +114,10 @@ def read(path: Path) -> dict[Job, str]:
     and a last one that was cut short.
 
     Raises:
-        ValueError: the file has a line that is no result.
+        ValueError: the file has a line that is no result, or is no file.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError("it is a device or a pipe, and no file")
     wanted = {(world, name): version_of(s) for world in WORLDS for name, s in scenarios_of(world).items()}
     found: dict[Job, str] = {}
     text = path.read_text("utf-8") if path.exists() else ""

@@ -58,7 +58,8 @@ def run(
         for order in _orders(scenario, coming, addresses):
             order |= {"adapter": adapter_of(contender, python), "options": dict(contender.options)}
             arguments = ("-P", runner.__file__) if order["adapter"].endswith(".py") else ("-m", runner.__name__)
-            child = stack.enter_context(Child(arguments, heard, last=runner.RESULT, python=python))
+            told = {"last": runner.RESULT, "mark": runner.MARK, "python": python}
+            child = stack.enter_context(Child(arguments, heard, **told))
             child.tell(json.dumps(order))
             runners.append(child)
         for _ in runners:
@@ -126,6 +127,8 @@ def _next(heard: Heard, seconds: float) -> tuple[Child, str]:
         raise RealRunError(f"the processes of a real run have been silent for {seconds:g} s") from None
     if not line:
         raise RealRunError(f"a process of a real run ended too early: {child.complaint()}")
+    if line.startswith(runner.FAILED):
+        raise RealRunError(f"a process of a real run ended too early: {json.loads(line)['failed']}")
     return child, line
 
 

@@ -1,8 +1,10 @@
 """A process with clients of one kind: lets their callers in on time and tells how each call ended.
 
-The first line of standard input is the order, as JSON. When the client has made a call to warm up, `ready` is printed;
+The first line of standard input is the order, as JSON. When the client has made a call to warm up, `ready` is told;
 after a line with the instant of the start (`time.monotonic`, the same for all processes of a machine) the callers come.
-Twice a second the number of answers so far is printed, and at the end the result. The process ends with its input.
+Twice a second the number of answers so far is told, and at the end the result; or why there is none. Each is a line of
+JSON after `MARK`. When the input ends, the process and all others of its group are killed: it must be started in a
+group of its own.
 
 Runs under any Python from 3.11 on, as a module or as a file, and needs nothing but the library under test.
 """
@@ -15,7 +17,8 @@ import importlib
 import importlib.util
 import json
 import os
-import sys
+import queue
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -24,6 +27,12 @@ from typing import Any, Final
 
 RESULT: Final = '{"calls"'
 """How the last line begins."""
+
+FAILED: Final = '{"failed"'
+"""How it begins where there is no result."""
+
+MARK: Final = "storm-lab "
+"""What stands before each line: a launcher around the interpreter may print others."""
 
 _SLOT: Final = 0.5
 _BEAT: Final = 0.02
@@ -72,11 +81,46 @@ def most_of(values: list[float]) -> float:
     return sorted(values)[min(int(0.99 * len(values)), len(values) - 1)] if values else 0.0
 
 
+class Wire:
+    """Lines from and to the owner.
+
+    Standard input and output are moved out of the library's way: what it prints goes to stderr, and it reads nothing.
+    """
+
+    def __init__(self) -> None:
+        self._input, self._output = os.dup(0), os.dup(1)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(2, 1)
+        os.write(self._output, b"\n")  # after whatever was printed before us
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True, name="runner-input").start()
+
+    def hear(self) -> bytes:
+        """The next line."""
+        return self._lines.get()
+
+    def tell(self, **message: Any) -> None:
+        """Write a line."""
+        line = memoryview(f"{MARK}{json.dumps(message)}\n".encode())
+        while line:
+            line = line[os.write(self._output, line) :]
+
+    def _read(self) -> None:
+        rest = b""
+        while data := os.read(self._input, 65536):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                self._lines.put(line)
+        # nobody is there who could read what we write; the library may have started processes
+        os.killpg(0, signal.SIGKILL)
+
+
 class Runner:
     """The clients of one process, and their callers."""
 
-    def __init__(self, order: dict[str, Any]) -> None:
+    def __init__(self, order: dict[str, Any], wire: Wire) -> None:
         self._order = order
+        self._wire = wire
         self._around = Around(**order["around"])
         self._calls: list[dict[str, Any]] = order["calls"]
         self._ended: list[list[Any]] = []
@@ -95,12 +139,8 @@ class Runner:
         # what was imported lives on: not looking at it again and again saves a sixth of what the SDKs cost
         gc.freeze()
         gc.set_threshold(20_000, 50, 50)
-        print("ready", flush=True)
-        start = await asyncio.to_thread(sys.stdin.readline)
-        if not start:
-            return
-        self._start = float(start)
-        threading.Thread(target=end_with_input, daemon=True, name="runner-input").start()
+        self._wire.tell(ready=True)
+        self._start = float(await asyncio.to_thread(self._wire.hear))
         pulse = Pulse()
         others = [asyncio.create_task(pulse.beat()), asyncio.create_task(self._report())]
         async with asyncio.TaskGroup() as callers:
@@ -115,13 +155,12 @@ class Runner:
         await asyncio.gather(*others, return_exceptions=True)
         for client in self._clients:
             await client.close()
-        told = {"calls": self._ended, "limits": self._limits, "late": most_of(self._late), **pulse.told()}
-        print(json.dumps(told), flush=True)
+        self._wire.tell(calls=self._ended, limits=self._limits, late=most_of(self._late), **pulse.told())
 
     async def _warm_up(self, client: Any) -> None:
         for _ in range(_WARM_UP):
             if not await client.ask("warm up", {}, "nobody"):
-                raise SystemExit(f"{self._order['adapter']}: the call to warm up was not answered")
+                raise RuntimeError("the call to warm up was not answered")
         await client.close()
 
     async def _call(self, call: dict[str, Any], callers: asyncio.TaskGroup) -> None:
@@ -147,7 +186,7 @@ class Runner:
             found = [client.look() for client in self._clients if hasattr(client, "look")]
             if found:
                 self._limits.append([sum(limit for limit, _ in found), sum(queued for _, queued in found)])
-            print(json.dumps({"at": self._now(), "answered": self._answered}), flush=True)
+            self._wire.tell(at=self._now(), answered=self._answered)
 
     def _now(self) -> float:
         return time.monotonic() - self._start
@@ -165,19 +204,17 @@ def adapter(name: str) -> Any:
     return module
 
 
-def end_with_input() -> None:
-    """End the process when nobody is there any more who could read what it writes."""
-    # by descriptor: a thread inside sys.stdin's lock would abort the interpreter's shutdown
-    while os.read(0, 4096):
-        pass
-    os._exit(0)
-
-
 def main() -> None:
-    """Follow the order on standard input; nothing is said when the parent is gone."""
-    line = sys.stdin.readline()
-    if line:
-        asyncio.run(Runner(json.loads(line)).run())
+    """Follow the order on standard input."""
+    wire = Wire()
+    try:
+        asyncio.run(Runner(json.loads(wire.hear()), wire).run())
+    except BaseException as error:
+        reason = error
+        while isinstance(reason, BaseExceptionGroup):
+            reason = reason.exceptions[0]
+        wire.tell(failed=f"{type(reason).__name__}: {reason}")
+        raise
 
 
 if __name__ == "__main__":
