@@ -33,35 +33,30 @@ CALLERS = ("langchain-openai>=1.7", "pydantic-ai-slim[openai]>=2.68")
 """What people call a gateway with."""
 PYTORCH = ("torch==2.13.0", "transformers[serving]>=5")
 
-COVERED = ["--cov=deepseek_resilient.core", "--cov-branch"]
+RUN = ["-m", "pytest", "-q", "--durations=15", "--cov=deepseek_resilient.core", "--cov-branch"]
+LATER = ["--cov-append", "--cov-report="]
 COUNTED = ["--cov-append", "--cov-report=term-missing:skip-covered", "--cov-fail-under=100"]
-SHARED = [
-    f"tests/{name}"
-    for name in ("scenarios", "fuzz", "cli", "lab", "docs", "middleware", "telemetry", "drivers", "unit")
-]
-"""Tests that may share the processors, most of them with a clock of their own; the longest first. The others get them
-alone."""
+
+
+def _tests(*names: str) -> list[str]:
+    return [f"tests/{name}" for name in names]
+
+
+THINKING = _tests("scenarios", "fuzz", "cli", "lab", "docs", "middleware", "telemetry", "drivers", "unit")
+"""They keep the processors busy, most of them with a clock of their own; the longest first."""
+WAITING = _tests("e2e", "gateway")
+"""They wait for servers, browsers and processes most of the time: two at once disturb each other little."""
 STEPS: dict[str, list[list[str]]] = {
     "format": [["-m", "ruff", "format", "--check", "."]],
     "lint": [["-m", "ruff", "check", "--output-format=concise", "."]],
     "types": [["-m", "mypy", "-p", "deepseek_resilient"], ["-m", "mypy", "tests/typing"]],
     "tests": [
-        [
-            "-m",
-            "pytest",
-            "-q",
-            "--durations=15",
-            "-n",
-            "auto",
-            "--dist",
-            "worksteal",
-            *COVERED,
-            "--cov-report=",
-            *SHARED,
-        ],
-        ["-m", "pytest", "-q", "--durations=15", *COVERED, *COUNTED, *(f"--ignore={folder}" for folder in SHARED)],
+        [*RUN, "-n", "auto", "--dist", "worksteal", "--cov-report=", *THINKING],
+        [*RUN, "-n", "2", "--dist", "loadfile", *LATER, *WAITING],
+        [*RUN, *COUNTED, *(f"--ignore={folder}" for folder in (*THINKING, *WAITING))],
     ],
 }
+"""The last run of the tests has the processors for itself: models answer, and everything that is new is there too."""
 
 
 def set_up() -> None:

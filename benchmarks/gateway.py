@@ -59,7 +59,7 @@ async def cost(options: argparse.Namespace) -> None:
     await asyncio.get_running_loop().create_server(Upstream, "127.0.0.1", 9101, backlog=1000)
     rows: dict[str, dict[str, list[float]]] = {}
     peers = dict(each.split("=", 1) for each in options.peer)
-    names = ["gateway", "uvicorn", *(["granian"] if _has("granian") else []), *peers]
+    names = ["gateway", "bytes", "uvicorn", *(["granian"] if _has("granian") else []), *peers]
     for turn in range(options.rounds):
         for name in names:
             row = rows.setdefault(name, {})

@@ -46,6 +46,33 @@ async def app(scope, receive, send):
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 """
+BYTES = """
+import os, sys, time
+import uvloop
+from deepseek_resilient.core.effects import Read, Send
+from deepseek_resilient.gateway.outgoing import request_to
+from deepseek_resilient.gateway.relay import answer
+from deepseek_resilient.gateway.sender import Sender
+from deepseek_resilient.gateway.serving import bind, make_server
+from deepseek_resilient.gateway.settings import Limits, Listen
+sender = Sender(time.monotonic)
+async def app(scope, receive, send):
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body")
+    asked = request_to(os.environ["UPSTREAM"], "x", "POST", scope["path"], b"", scope["headers"], body)
+    reply = await sender.send(Send(asked))
+    if reply.ended:
+        return await answer(send, reply.status, await sender.read(Read(reply, until=None)), reply.headers)
+    await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
+    while chunk := await sender.read(Read(reply, until=None)):
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+listening = bind(Listen(port=int(sys.argv[1])))
+uvloop.run(make_server(app, Limits(), drain=1.0, lifespan=False).serve(sockets=[listening]))
+"""
+"""Our own server and sender, and nothing that decides: what is left to win in the engine."""
 TENSORZERO = """
 import signal, sys
 import openai, tensorzero
@@ -108,6 +135,8 @@ def server(
         elif name == "litellm":
             environ["LITELLM_MASTER_KEY"] = key = f"sk-{key}"
             command = _litellm(place, upstream, port)
+        elif name == "bytes":
+            command = ["-c", BYTES, str(port)]
         else:
             (place / "plain.py").write_text(PLAIN)
             kind = {"granian": ["--interface", "asgi"], "uvicorn": []}[name]
