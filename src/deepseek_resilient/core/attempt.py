@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.rate import RateLimiter, Reservation
     from deepseek_resilient.core.runtime import Call, Runtime
     from deepseek_resilient.core.stream import StreamWatch
-    from deepseek_resilient.core.target import Target
     from deepseek_resilient.usage import Usage
 
 
@@ -101,7 +100,10 @@ class Attempt:
         if verdict.kind is VerdictKind.OK and self.first_content is None:
             self._learn(now)
         duration = (now if self.first_content is None else self.first_content) - self.started
+        shut = 0.0 if verdict is OK else self._shut_gate(verdict, now)
         self._teach(verdict, now)
+        if shut and self._places is not None:
+            self._places.pause()
         runtime.count_verdict(verdict.kind)
         call.verdicts.append(verdict.kind)
         if self._breaker is not None:
@@ -118,8 +120,8 @@ class Attempt:
                 )
             )  # fmt: skip
             self._tell_charge()
-        if verdict is not OK and self._target is not None:
-            self._teach_gate(self._target, verdict, now)
+        if shut:
+            runtime.listeners.emit(GateClosed(now, call.target, shut, verdict.reason))
         if runtime.local is not None and verdict.kind in FAILURES and not call.local and self._fails_often(now):
             runtime.local.on_risk()
 
@@ -226,18 +228,17 @@ class Attempt:
     def _was_impatient(self, verdict: Verdict, now: float) -> bool:
         return verdict.kind is VerdictKind.TIMEOUT and now - self.started < IMPATIENT and not self.call.outlives(now)
 
-    def _teach_gate(self, target: Target, verdict: Verdict, now: float) -> None:
-        policy = self.runtime.policy
+    def _shut_gate(self, verdict: Verdict, now: float) -> float:
+        """Close the gate of the target for as long as it asks: so many seconds, 0 where it asks for nothing new."""
+        target, policy = self._target, self.runtime.policy
         seconds, patient = verdict.retry_after, True
         if verdict.rest:
             seconds, patient = policy.gate.rest, False
-        if seconds is None or verdict.kind is VerdictKind.CALLER_FAULT:
-            return
+        if target is None or seconds is None or verdict.kind is VerdictKind.CALLER_FAULT:
+            return 0.0
         seconds = min(seconds, policy.gate.rest if verdict.rest else policy.retry.max_retry_after)
         status = verdict.status or 0
         if status < 400:  # it was said inside a 200
             status = 429 if verdict.kind is VerdictKind.THROTTLED else 503
-        if target.gate.close(now, seconds, status=status, reason=verdict.reason, patient=patient):
-            if self._places is not None:
-                self._places.pause()
-            self.runtime.listeners.emit(GateClosed(now, target.name, seconds, verdict.reason))
+        closes = target.gate.close(now, seconds, status=status, reason=verdict.reason, patient=patient)
+        return seconds if closes else 0.0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from deepseek_resilient.core.breaker import NO_PERMIT
+from deepseek_resilient.core.breaker import NO_PERMIT, Permit
 from deepseek_resilient.core.effects import Sleep, Wait
 from deepseek_resilient.core.rate import Reservation, TooLarge
 from deepseek_resilient.core.tokens import estimate_request
@@ -19,7 +19,6 @@ from deepseek_resilient.errors import CircuitOpenError, RateLimitedError, Reject
 from deepseek_resilient.events import StepWaited
 
 if TYPE_CHECKING:
-    from deepseek_resilient.core.breaker import Permit
     from deepseek_resilient.core.concurrency import Places, Waiter
     from deepseek_resilient.core.runtime import Call, Runtime
     from deepseek_resilient.core.target import Target
@@ -43,17 +42,19 @@ async def pass_through(
 ) -> RejectedError | tuple[Permit, Reservation | None]:
     """Through gate, breaker, rate and places of `target`, waiting where allowed."""
     places, held = target.places, False
-    began = runtime.clock()
+    paused_at: float | None = None
     reservation: Reservation | None = None
     entered = False
     try:
         while True:
-            answer = _ask_health(runtime, call, target, began)
+            answer = _ask_health(runtime, call, target, paused_at)
             if isinstance(answer, RejectedError):
                 return answer
             if isinstance(answer, _Pause):
                 if not patient:
                     return answer.refusal
+                if paused_at is None and answer.step == "breaker":
+                    paused_at = runtime.clock()
                 if held and places is not None:
                     held = False
                     places.exit(runtime.clock(), runtime.clock())
@@ -90,8 +91,10 @@ async def pass_through(
             give_up(runtime, target, reservation)
 
 
-def _ask_health(runtime: Runtime, call: Call, target: Target, began: float) -> RejectedError | Permit | _Pause:
-    """The gate, then the breaker, for an attempt that wants to pass since `began`."""
+def _ask_health(
+    runtime: Runtime, call: Call, target: Target, paused_at: float | None
+) -> RejectedError | Permit | _Pause:
+    """The gate, then the breaker, for an attempt that first paused at the breaker then."""
     now = runtime.clock()
     closed = target.gate.check(now)
     if closed is not None:
@@ -111,8 +114,9 @@ def _ask_health(runtime: Runtime, call: Call, target: Target, began: float) -> R
     if breaker is None:
         return NO_PERMIT
     permit = breaker.try_acquire(now)
-    if not isinstance(permit, float):
+    if isinstance(permit, Permit):
         return permit
+    began = now if paused_at is None else paused_at
     time = math.inf if call.deadline is None else call.deadline - began
     left = began + breaker.patience(time, elsewhere=runtime.local is not None or call.has_stale) - now
     delay = min(permit + runtime.random.uniform(0.0, min(permit, _SPREAD)), left)
@@ -122,7 +126,7 @@ def _ask_health(runtime: Runtime, call: Call, target: Target, began: float) -> R
         step="breaker",
         retry_after=permit,
     )
-    in_vain = permit > left or delay <= 0 or not call.outlives(now + delay)
+    in_vain = permit > left or not call.outlives(now + delay)
     return refusal if in_vain else _Pause("breaker", delay, refusal)
 
 
