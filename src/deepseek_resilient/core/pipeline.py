@@ -283,7 +283,7 @@ def _explain(runtime: Runtime, call: Call, failure: Failure) -> Failure:
         which = "the deadline of the call (timeout=)"
     spent = runtime.clock() - call.started
     message = f"{call.target} did not answer in time: {which} passed after {spent:.2f} s, attempt {call.attempts}"
-    return Failure(FailureKind.TIMEOUT, message, failure.exception)
+    return Failure(FailureKind.TIMEOUT, message, failure.exception, target=call.target)
 
 
 def _refuse(runtime: Runtime, call: Call, error: RejectedError) -> Response:

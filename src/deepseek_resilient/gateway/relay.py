@@ -43,9 +43,15 @@ class FailedError(Exception):
         return _STATUS.get(self.failure.kind, 502)
 
     def body(self, dialect: Dialect) -> bytes:
-        """As that dialect has errors."""
-        kind = "timeout" if self.failure.kind is FailureKind.TIMEOUT else "upstream_error"
-        return error_body(dialect, self.status, self.failure.message, kind)
+        """As that dialect has errors. Where the upstream is, is not its callers' business."""
+        failure = self.failure
+        kind = "timeout" if failure.kind is FailureKind.TIMEOUT else "upstream_error"
+        message = failure.message
+        if failure.kind is FailureKind.CONNECT:  # the system's words have the address, too
+            message = "no connection to the upstream; the gateway's log says why"
+        elif failure.target:
+            message = message.replace(failure.target, "the upstream")
+        return error_body(dialect, self.status, message, kind)
 
 
 class Relay:
