@@ -165,6 +165,26 @@ def test_an_upstream_that_is_not_there_is_502(folder: Path) -> None:
         assert "Traceback" not in process.log
 
 
+@pytest.mark.parametrize("came", [b"", b"{"])
+def test_a_whole_answer_that_breaks_off_has_its_head(folder: Path, came: bytes) -> None:
+    """With the bytes that came, and without the end by which it would be taken for whole."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with GatewayProcess(folder, url) as process, connect(process) as caller:
+            caller.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+            upstream, _ = server.accept()
+            with upstream:
+                upstream.recv(65536)
+                head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-its: own\r\ncontent-length: 9\r\n\r\n"
+                upstream.sendall(head + came)
+            caller.settimeout(10)
+            received = b"".join(iter(lambda: caller.recv(65536), b""))
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\nx-its: own\r\n" in head
+    assert (b"1\r\n{\r\n" if came else b"") == body
+
+
 def test_a_caller_that_does_not_read_is_let_go(folder: Path) -> None:
     """Its connection ends, the upstream's too; memory holds no more than the buffers of one stream."""
     event = b'data: {"choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}\n\n' % (b"x" * 60_000)

@@ -155,8 +155,9 @@ class Relay:
             async for chunk in call.chunks():
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         except FailedError as failed:
-            if not _is_event_stream(response):
-                return  # without its end, so that nobody takes it for whole
+            if not _is_event_stream(response):  # it gets no end, so that nobody takes it for whole
+                await self._send({"type": "http.response.body", "body": b"", "more_body": True})  # but its head
+                return
             dialect = spoken_at(self._path)
             told = b"\n\n" + event_of(dialect, failed.status, failed.body(dialect))  # cut within a line, it may be
             await self._send({"type": "http.response.body", "body": told, "more_body": True})
