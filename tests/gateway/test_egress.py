@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import ssl
 import subprocess
@@ -153,7 +152,6 @@ def test_a_limit_that_passes_on_the_way_to_the_proxy_leaves_nothing_behind() -> 
     async def scenario(_: Sender) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: left.append(context))
         _Asking().connection_lost(None)
-        gc.collect()
 
     run(scenario)
     assert [] == left
