@@ -73,6 +73,25 @@ def test_anthropic(plain: Plain, lab: LabProcess, stream: bool) -> None:
     assert attempts(lab) == 2
 
 
+def test_anthropic_reads_our_refusals(plain: Plain, lab: LabProcess) -> None:
+    """They come in its own format: of the guard, and of a stream whose beginning was an error."""
+    if plain.library is httpx or plain.is_async:
+        pytest.skip("anthropic speaks httpx2, and the dialect is the core's business")
+    lab.script(next=["error_in_stream;message=Oh no;type=rate_limit_error"] * 9)
+    ask: dict[str, Any] = {"model": "deepseek-flash", "messages": ASK["messages"]}
+    sdk = anthropic.Anthropic(
+        api_key="k", base_url=f"{lab.base_url}/anthropic", http_client=plain.client(), max_retries=0
+    )
+    with pytest.raises(anthropic.BadRequestError) as refused:
+        sdk.messages.create(**ask, max_tokens=-1)
+    with pytest.raises(anthropic.RateLimitError) as told:
+        sdk.messages.create(**ask, max_tokens=9, stream=True)
+
+    assert refused.value.response.headers["x-resilient-refused-by"] == "guard"
+    assert "invalid_request_error" == refused.value.body["error"]["type"]
+    assert told.value.body == {"type": "error", "error": {"type": "rate_limit_error", "message": "Oh no"}}
+
+
 def test_mounts(plain: Plain, lab: LabProcess) -> None:
     """As a value of `mounts=` it serves the addresses of its pattern only."""
     plain.client(transport=plain.wire(), mounts={"all://localhost": plain.transport()})

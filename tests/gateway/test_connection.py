@@ -58,12 +58,24 @@ class Scripted:
 
 @asynccontextmanager
 async def running(server: Scripted, context: ssl.SSLContext | None = None) -> AsyncIterator[Scripted]:
-    """It listens."""
-    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=context)
+    """It listens; no connection outlives it, be it with bytes that nobody read, or before its first turn."""
+    writers: list[asyncio.StreamWriter] = []
+    serving: set[asyncio.Task[None]] = set()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        serving.add(asyncio.ensure_future(server.serve(reader, writer)))
+
+    listening = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
     port = listening.sockets[0].getsockname()[1]
     server.url = f"http{'s' if context else ''}://127.0.0.1:{port}"
-    async with listening:
-        yield server
+    try:
+        async with listening:
+            yield server
+    finally:
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.gather(*serving)
 
 
 def effect(url: str, body: bytes = b'{"model":"m"}') -> Send:

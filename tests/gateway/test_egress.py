@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import ssl
 import subprocess
@@ -13,7 +15,7 @@ from tests.e2e.servers import certificates, proxy
 
 from deepseek_resilient.core.effects import Send
 from deepseek_resilient.core.messages import Failure, FailureKind
-from deepseek_resilient.gateway.egress import ProxyError, proxy_for
+from deepseek_resilient.gateway.egress import ProxyError, _Asking, proxy_for
 from deepseek_resilient.gateway.outgoing import place_of
 from deepseek_resilient.proxies import proxies_from_environment
 
@@ -97,18 +99,62 @@ def test_a_proxy_that_lets_nobody_through_is_named(answer: bytes, told: str) -> 
     run(scenario)
 
 
-def test_a_proxy_that_hangs_takes_no_longer_than_a_connection_may() -> None:
-    """The limit is for the tunnel too."""
+class Silent(Scripted):
+    """A proxy that takes the question and says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.left = asyncio.Event(), asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Until its caller hangs up."""
+        await reader.readuntil(b"\r\n\r\n")
+        self.asked.set()
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        self.left.set()
+        writer.close()
+
+
+def test_a_proxy_that_hangs_takes_no_longer_than_a_connection_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit, which passes once the proxy was asked, is for the tunnel too; the proxy is hung up on."""
+    limits: list[asyncio.Timeout] = []
+    delays: list[float | None] = []
+    real = asyncio.timeout
+
+    def timeout(delay: float | None) -> asyncio.Timeout:
+        limits.append(real(delay))
+        delays.append(delay)
+        return limits[-1]
 
     async def scenario(sender: Sender) -> None:
-        async with running(Scripted(b"")) as silent:
+        async with running(Silent()) as silent:
+            assert isinstance(silent, Silent)
             sender._proxies = {"all://": silent.url}
-            asked = effect("https://api.example.com")
-            failure = await sender.send(Send(asked.request, connect=0.3))
+            request = effect("https://api.example.com").request
+            sending = asyncio.ensure_future(sender.send(Send(request, connect=1000.0)))
+            await silent.asked.wait()
+            assert [1000.0] == delays
+            limits[0].reschedule(asyncio.get_running_loop().time())
+            failure = await sending
             assert isinstance(failure, Failure)
-            assert "no connection to api.example.com in 0.3 s" == failure.message
+            assert "no connection to api.example.com in 1000 s" == failure.message
+            await silent.left.wait()
+
+    monkeypatch.setattr(asyncio, "timeout", timeout)
+    run(scenario)
+
+
+def test_a_limit_that_passes_on_the_way_to_the_proxy_leaves_nothing_behind() -> None:
+    """No error that nobody fetches, which the loop would log."""
+    left: list[object] = []
+
+    async def scenario(_: Sender) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: left.append(context))
+        _Asking().connection_lost(None)
 
     run(scenario)
+    assert [] == left
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,10 @@ def test_a_deadline_is_504(quick: GatewayProcess, lab: LabProcess) -> None:
     answer = httpx.post(f"{quick.url}/chat/completions", json=CHAT, timeout=20, headers={"x-resilient-deadline": "0.2"})
     assert 504 == answer.status_code
     assert "timeout" == answer.json()["error"]["type"]
-    assert "the deadline of the call" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["message"].startswith("the upstream did not answer in time: the deadline of the call")
+    assert not any(
+        word in answer.text + str(answer.headers) for word in lab.base_url.removeprefix("http://").split(":")
+    )
 
 
 def test_an_upstream_that_is_not_there_is_502(folder: Path) -> None:
@@ -153,8 +156,33 @@ def test_an_upstream_that_is_not_there_is_502(folder: Path) -> None:
     with GatewayProcess(folder, f"http://127.0.0.1:{port}", "[policy.retry]\nattempts = 1\n") as process:
         answer = httpx.post(f"{process.url}/chat/completions", json=CHAT, timeout=20)
         assert 502 == answer.status_code
-        assert "no connection to 127.0.0.1: " in answer.json()["error"]["message"]
+        assert "no connection to the upstream" in answer.json()["error"]["message"]
+        assert not any(word in answer.text + str(answer.headers) for word in ("127.0.0.1", str(port)))
+        assert eventually(lambda: "no connection to 127.0.0.1: " in process.log)
+        httpx.post(f"{process.url}/chat/completions", json={**CHAT, "n": 1}, timeout=20)
+        assert 1 == process.log.count("no connection")
+        assert f"127.0.0.1:{port}/deepseek-flash" in str(process.status())
         assert "Traceback" not in process.log
+
+
+@pytest.mark.parametrize("came", [b"", b"{"])
+def test_a_whole_answer_that_breaks_off_has_its_head(folder: Path, came: bytes) -> None:
+    """With the bytes that came, and without the end by which it would be taken for whole."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with GatewayProcess(folder, url) as process, connect(process) as caller:
+            caller.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+            upstream, _ = server.accept()
+            with upstream:
+                upstream.recv(65536)
+                head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-its: own\r\ncontent-length: 9\r\n\r\n"
+                upstream.sendall(head + came)
+            caller.settimeout(10)
+            received = b"".join(iter(lambda: caller.recv(65536), b""))
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\nx-its: own\r\n" in head
+    assert (b"1\r\n{\r\n" if came else b"") == body
 
 
 def test_a_caller_that_does_not_read_is_let_go(folder: Path) -> None:

@@ -25,6 +25,8 @@ from deepseek_resilient.errors import (
     StreamInterruptedError,
     TooManyTokensError,
 )
+from deepseek_resilient.wire import Dialect
+from deepseek_resilient.wire_errors import error_body, event_of, spoken_at
 
 TREE = {
     ConfigError: (ResilienceError, 500),
@@ -117,7 +119,7 @@ def test_what_a_transport_raises_survives_pickling(library, kind):
 )
 def test_a_refusal_is_an_http_answer(error, status, code, retry_after):
     """Status, body in the server's format, who refused, when to come again, and no retry by an SDK around us."""
-    response = response_of(error)
+    response = response_of(error, Dialect.CHAT)
     fields = dict(response.headers)
     assert status == response.status
     assert {"message": str(error), "type": code, "param": None, "code": code} == json.loads(response.body)["error"]
@@ -126,6 +128,51 @@ def test_a_refusal_is_an_http_answer(error, status, code, retry_after):
         fields.get(b"retry-after"),
     )  # fmt: skip
     assert error is response.extensions["resilience_error"]
+
+
+@pytest.mark.parametrize(
+    ("status", "named"),
+    [
+        (400, "invalid_request_error"), (401, "authentication_error"), (402, "billing_error"),
+        (403, "permission_error"), (404, "not_found_error"), (405, "invalid_request_error"), (408, "timeout_error"),
+        (413, "request_too_large"), (429, "rate_limit_error"), (500, "api_error"), (502, "api_error"),
+        (503, "overloaded_error"), (504, "timeout_error"), (529, "overloaded_error"),
+    ],
+)  # fmt: skip
+def test_anthropic_has_an_error_by_its_status(status, named):
+    """Type and message, and nothing of OpenAI's; a lone surrogate is no reason to have none."""
+    body = error_body(Dialect.MESSAGES, status, "no\ud800", "busy", "model")
+    assert {"type": "error", "error": {"type": named, "message": "no?"}} == json.loads(body)
+    response = response_of(RejectedError("no", step="x", http_status=status), Dialect.MESSAGES)
+    assert named == json.loads(response.body)["error"]["type"]
+    assert {"message": "no", "type": "busy", "param": "model", "code": "busy"} == json.loads(
+        error_body(Dialect.CHAT, status, "no", "busy", "model")
+    )["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "dialect"),
+    [
+        ("/anthropic/v1/messages", Dialect.MESSAGES),
+        ("/v1/messages/", Dialect.MESSAGES),
+        ("/v1/messages/count_tokens", Dialect.MESSAGES),
+        ("/anthropic/v1/models", Dialect.MESSAGES),
+        ("/anthropic", Dialect.MESSAGES),
+        ("/anthropic/v1/chat/completions", Dialect.CHAT),
+        ("/v1/models", Dialect.OTHER),
+        ("/v1/mymessages", Dialect.OTHER),
+    ],
+)
+def test_who_speaks_anthropics_dialect(path, dialect):
+    """Who asks for messages, or for what is beside them; calls by what they are."""
+    assert dialect is spoken_at(path)
+
+
+def test_an_error_in_a_stream_has_the_name_that_anthropic_looks_for():
+    """In one line; what is no error has no name."""
+    assert b"event: error\ndata: {  }\n\n" == event_of(Dialect.MESSAGES, 503, b"{\n }")
+    assert b"data: {}\n\n" == event_of(Dialect.MESSAGES, 200, b"{}")
+    assert b"data: {}\n\n" == event_of(Dialect.CHAT, 503, b"{}")
 
 
 def test_a_long_value_is_cut_in_the_message():

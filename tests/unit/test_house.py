@@ -22,7 +22,7 @@ BANNED_IN_CORE = {
 # Arrows go down only: a module imports from lower floors, or from its own room.
 FLOORS = {
     "errors": 0, "events": 0, "wire": 0, "usage": 0, "backoff": 0, "proxies": 0,
-    "prefix": 0.5,
+    "prefix": 0.5, "wire_errors": 0.5,
     "config": 1,
     "core": 2, "description": 2,
     "local": 2.5, "libraries": 2.5, "store": 2.5, "tokenizer": 2.5, "upstreams": 2.5,

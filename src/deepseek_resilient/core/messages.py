@@ -136,8 +136,9 @@ class FailureKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An end without an answer, as a value. `exception` is the HTTP library's own, if there was one; `partial` the text
-    that had come, and `resume` the message by which it can be gone on with; `call` the number in the ledger, or 0."""
+    """An end without an answer, as a value. `exception` is the HTTP library's own, if there was one; `target` whom the
+    message names, if anybody; `partial` the text that had come, and `resume` the message by which it can be gone on
+    with; `call` the number in the ledger, or 0."""
 
     kind: FailureKind
     message: str
@@ -146,6 +147,7 @@ class Failure:
     resume: Mapping[str, Any] | None = field(default=None, repr=False)
     headers: tuple[tuple[bytes, bytes], ...] = ()
     call: int = field(default=0, repr=False, compare=False)
+    target: str = field(default="", repr=False)
 
 
 @dataclass(slots=True)

@@ -215,7 +215,7 @@ async def _send(runtime: Runtime, call: Call, attempt: Attempt) -> Outcome:
     attempt.settle(verdict)
     if verdict.retryable and reply.status < 300 and verdict.reason != wire.OVERLOAD_FINISH:
         reason = "a 200 without an answer" if verdict.reason == "blank_200" else f"a 200 with {verdict.reason}"
-        return response_of(OverloadedError(f"{call.target} sent {reason}", step="retry"))
+        return response_of(OverloadedError(f"{call.target} sent {reason}", step="retry"), info.dialect)
     headers = reply.headers
     said = _said(call)
     if said and verdict.kind is judge.VerdictKind.OK and decoder.readable:
@@ -268,7 +268,8 @@ async def _read_all(reply: Reply, until: float | None) -> bytes | tuple[Failure,
 def _failed(runtime: Runtime, call: Call, attempt: Attempt, verdict: judge.Verdict, failure: Failure) -> Outcome:
     attempt.settle(verdict)
     if verdict.reason == "blank_200":
-        return response_of(OverloadedError(f"{call.target} ended the wait without an answer", step="retry"))
+        ended = OverloadedError(f"{call.target} ended the wait without an answer", step="retry")
+        return response_of(ended, call.info.dialect)
     return _explain(runtime, call, failure)
 
 
@@ -282,13 +283,13 @@ def _explain(runtime: Runtime, call: Call, failure: Failure) -> Failure:
         which = "the deadline of the call (timeout=)"
     spent = runtime.clock() - call.started
     message = f"{call.target} did not answer in time: {which} passed after {spent:.2f} s, attempt {call.attempts}"
-    return Failure(FailureKind.TIMEOUT, message, failure.exception)
+    return Failure(FailureKind.TIMEOUT, message, failure.exception, target=call.target)
 
 
 def _refuse(runtime: Runtime, call: Call, error: RejectedError) -> Response:
     runtime.count_refusal(error.step)
     runtime.listeners.emit(CallRefused(runtime.clock(), call.number, error.step, call.target, error.retry_after))
-    return response_of(error)
+    return response_of(error, call.info.dialect)
 
 
 def _stop(runtime: Runtime, call: Call, outcome: Outcome, why: str, reason: str) -> Outcome:

@@ -1,23 +1,25 @@
-"""Our own answers: a refusal, or a 200 that was no answer, as an HTTP reply in the server's error format.
+"""Our own answers: a refusal, or a 200 that was no answer, as an HTTP reply in the error format of the dialect.
 
-So `except openai.RateLimitError` keeps working. `x-resilient-refused-by` names the step, `retry-after` says when
-to come again, and `x-should-retry: false` keeps an SDK around us from repeating what we have just decided.
+So `except openai.RateLimitError` keeps working, or that of `anthropic`. `x-resilient-refused-by` names the step,
+`retry-after` says when to come again, and `x-should-retry: false` keeps an SDK around us from repeating what we have
+just decided.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deepseek_resilient import wire
 from deepseek_resilient.core.messages import Response
+from deepseek_resilient.wire_errors import error_body
 
 if TYPE_CHECKING:
     from deepseek_resilient.errors import RejectedError
+    from deepseek_resilient.wire import Dialect
 
 
-def response_of(error: RejectedError) -> Response:
-    """The HTTP answer that means `error`; the error itself is in its extensions."""
-    body = wire.error_body(str(error), error.kind, getattr(error, "param", None))
+def response_of(error: RejectedError, dialect: Dialect) -> Response:
+    """The HTTP answer that means `error` to who speaks that dialect; the error itself is in its extensions."""
+    body = error_body(dialect, error.http_status, str(error), error.kind, getattr(error, "param", None))
     headers = [
         (b"content-length", str(len(body)).encode()),
         (b"content-type", b"application/json"),

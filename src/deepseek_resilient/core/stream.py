@@ -28,6 +28,7 @@ from deepseek_resilient.errors import OverloadedError
 from deepseek_resilient.events import StreamCommitted
 from deepseek_resilient.usage import Usage, usage_of
 from deepseek_resilient.wire import Sign
+from deepseek_resilient.wire_errors import error_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -205,7 +206,7 @@ async def relay(
     if call.continued and not decoder.transparent:
         await Discard(reply)
         attempt.settle(judge.Verdict(judge.VerdictKind.FAULT, "encoded", False, reply.status))
-        return _no_answer("the rest of the stream came in an encoding that was not asked for")
+        return _no_answer(attempt, "the rest of the stream came in an encoding that was not asked for")
     attempt.commit()
     attempt.note_model(watch.model)
     bad = _bad_end(attempt, reply, watch)
@@ -299,26 +300,29 @@ def _without_content(
     said = b"".join(line for line in shown.splitlines() if not line.startswith(b":"))
     if isinstance(last, Failure):
         attempt.settle(judge.of_broken_body(reply, body if begun else said, last))
-        return last if last.kind is FailureKind.TIMEOUT else _no_answer("the stream broke off before any content")
+        if last.kind is FailureKind.TIMEOUT:
+            return last
+        return _no_answer(attempt, "the stream broke off before any content")
     if begun:
         attempt.settle(judge.Verdict(judge.VerdictKind.TRUNCATED, "stream_cut", True, reply.status))
-        return _no_answer("the stream ended before any content")
+        return _no_answer(attempt, "the stream ended before any content")
     answer = judge.of_reply(attempt.call.info.dialect, reply, said, attempt.runtime.wall())
     attempt.usage = usage_of(said)
     attempt.settle(answer)
     if answer.retryable:
-        return _no_answer("the stream ended without an answer")
+        return _no_answer(attempt, "the stream ended without an answer")
     return Response(reply.status, reply.headers, body, reply.extensions)
 
 
 def _refused_in_stream(attempt: Attempt, reply: Reply, watch: StreamWatch) -> Response:
     if not watch.seen & Sign.ERROR:
         attempt.settle(judge.Verdict(judge.VerdictKind.OVERLOADED, wire.OVERLOAD_FINISH, True, reply.status))
-        return _no_answer("DeepSeek ran out of resources (insufficient_system_resource)")
+        return _no_answer(attempt, "DeepSeek ran out of resources (insufficient_system_resource)")
     attempt.settle(judge.of_error_event(reply, watch.error, attempt.runtime.wall()))
     message = watch.error.get("message") if isinstance(watch.error, dict) else None
-    body = wire.error_body(str(message or "the stream carried an error"), "error_in_stream")
-    return Response(wire.status_of_error(watch.error), [(b"content-type", b"application/json")], body)
+    told, status = str(message or "the stream carried an error"), wire.status_of_error(watch.error)
+    body = error_body(attempt.call.info.dialect, status, told, "error_in_stream")
+    return Response(status, [(b"content-type", b"application/json")], body)
 
 
 def _settle_at_end(attempt: Attempt, watch: StreamWatch) -> None:
@@ -358,5 +362,6 @@ def _break_off(attempt: Attempt, watch: StreamWatch, verdict: judge.Verdict, fai
     return replace(failure, message=message, partial=partial, resume=resume_of(attempt.call, watch))
 
 
-def _no_answer(what: str) -> Response:
-    return response_of(OverloadedError(f"DeepSeek is overloaded: {what}", step="retry"))
+def _no_answer(attempt: Attempt, what: str) -> Response:
+    error = OverloadedError(f"DeepSeek is overloaded: {what}", step="retry")
+    return response_of(error, attempt.call.info.dialect)

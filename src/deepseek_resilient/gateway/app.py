@@ -6,8 +6,9 @@
     GET  /openapi.json                                                        what is here, without a key
     anything else                                                             404, 405: it is no way around the limits
 
-Everything that a caller is told comes in OpenAI's format. One application has one engine and belongs to one event loop.
-Its server is that of `protocol.py`: it is asked whether a caller is still there (`Caller`).
+What a caller is told comes in OpenAI's format, and in Anthropic's to who speaks that. One application has one engine
+and belongs to one event loop. Its server is that of `protocol.py`: it is asked whether a caller is still there
+(`Caller`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from deepseek_resilient.gateway.repeats import Repeats
 from deepseek_resilient.gateway.sender import Sender
 from deepseek_resilient.gateway.tenants import Account, Accounts
 from deepseek_resilient.headers import RETRIES, told, with_count
+from deepseek_resilient.wire_errors import error_body, spoken_at
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -92,9 +94,9 @@ class Gateway:
             try:
                 await self._serve(scope, receive, send)
             except Problem as problem:
-                await answer(send, problem.status, problem.body, problem.headers)
+                await answer(send, problem.status, problem.body(scope["path"]), problem.headers)
             except Exception as error:
-                await _confess(send, error)
+                await _confess(send, scope["path"], error)
             finally:
                 self.in_flight -= 1
         elif scope["type"] == "lifespan":
@@ -158,7 +160,7 @@ class Gateway:
             return
         account = self._who(headers)
         if is_check(path):
-            await answer(send, *check(account, self.engine, headers, scope["query_string"]))
+            await answer(send, *check(account, self.engine, path, headers, scope["query_string"]))
             return
         dialect = wire.dialect_of(method, path)
         if not dialect.is_inference and not (method == "GET" and asks_for_models(path)):
@@ -170,7 +172,7 @@ class Gateway:
             account.counts.repeats += 1
         repeats = self._repeats
         entered = is_long(headers)
-        if entered and not await self._enter(send, account, repeats, lambda: b""):
+        if entered and not await self._enter(send, path, account, repeats, lambda: b""):
             return  # nobody reads its body; the server throws away what comes, for as long as a head may take
         try:
             body = await self._read(headers, receive, sent=caller.sent)
@@ -185,7 +187,7 @@ class Gateway:
                     return
             if not entered:
                 key = partial(_key_of, repeats, account, scope, limits, body)
-                entered = await self._enter(send, account, repeats, key)
+                entered = await self._enter(send, path, account, repeats, key)
                 if not entered:
                     return
             if dialect.is_inference:
@@ -197,7 +199,7 @@ class Gateway:
                 account.leave()
 
     async def _enter(
-        self, send: Callable[..., Any], account: Account, repeats: Repeats, key: Callable[[], bytes]
+        self, send: Callable[..., Any], path: str, account: Account, repeats: Repeats, key: Callable[[], bytes]
     ) -> bool:
         """Whether the tenant's limits let it in; else it has been told."""
         try:
@@ -205,7 +207,7 @@ class Gateway:
         except RejectedError as error:
             account.counts.refused += 1
             account.counts.limited += 1
-            await self._refuse(send, repeats, key(), response_of(error))
+            await self._refuse(send, repeats, key(), response_of(error, spoken_at(path)))
             return False
         return True
 
@@ -280,7 +282,7 @@ class Gateway:
         async def refuse(refused: Response) -> None:
             await self._refuse(send, repeats, _key_of(repeats, account, scope, limits, body), refused)
 
-        response = await self._relay(caller, send).run(
+        response = await self._relay(caller, send, scope["path"]).run(
             self.engine.call(request, **limits),
             self._senders(),
             stream=stream,
@@ -304,10 +306,11 @@ class Gateway:
         if only and name and name not in only:
             raise no_such("GET", scope["path"])
         change = partial(listed, only) if only and not name else None
-        await self._relay(caller, send).run(self.engine.call(request), self._senders(), stream=False, change=change)
+        relay = self._relay(caller, send, scope["path"])
+        await relay.run(self.engine.call(request), self._senders(), stream=False, change=change)
 
-    def _relay(self, caller: Caller, send: Callable[..., Any]) -> Relay:
-        return Relay(caller, send, clock=self.clock, keep_alive=self.settings.limits.keep_alive)
+    def _relay(self, caller: Caller, send: Callable[..., Any], path: str) -> Relay:
+        return Relay(caller, send, path, clock=self.clock, keep_alive=self.settings.limits.keep_alive)
 
     def _senders(self) -> AsyncSender:
         if self._sender is None:
@@ -364,11 +367,11 @@ async def _body(receive: Callable[[], Awaitable[Any]], longest: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def _confess(send: Callable[..., Any], error: Exception) -> None:
+async def _confess(send: Callable[..., Any], path: str, error: Exception) -> None:
     """Tell the caller of a bug of ours, and the log where it is."""
     told = "The gateway has made a mistake; its log has more"
     try:
-        await answer(send, 500, wire.error_body(told, "server_error"), [JSON])
+        await answer(send, 500, error_body(spoken_at(path), 500, told, "server_error"), [JSON])
     except RuntimeError:  # the answer has begun: the server ends it, and logs
         raise error from None
     log.error("a mistake of the gateway itself", exc_info=error)

@@ -21,6 +21,7 @@ from deepseek_resilient.config.quality import PRIORITY_HEADER
 from deepseek_resilient.core.refusal import response_of
 from deepseek_resilient.errors import ConfigError, InvalidRequestError, RejectedError
 from deepseek_resilient.headers import TENANT_HEADER, told
+from deepseek_resilient.wire_errors import spoken_at
 
 if TYPE_CHECKING:
     from deepseek_resilient.core.messages import RawHeaders
@@ -35,14 +36,16 @@ def is_check(path: str) -> bool:
     return path == "/check" or path.startswith("/check/")
 
 
-def check(account: Account, engine: Engine, headers: RawHeaders, query: bytes) -> tuple[int, bytes, RawHeaders]:
+def check(
+    account: Account, engine: Engine, path: str, headers: RawHeaders, query: bytes
+) -> tuple[int, bytes, RawHeaders]:
     """Status, body and headers of the answer."""
     account.counts.requests += 1
     try:
         priority = _admit(account, engine, headers)
     except RejectedError as error:
         account.counts.refused += 1
-        response = response_of(error)
+        response = response_of(error, spoken_at(path))
         kept = [pair for pair in response.headers if pair[0] != b"content-length"]
         status = response.status
         if _DENY in query.split(b"&"):

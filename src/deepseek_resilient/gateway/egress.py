@@ -97,6 +97,7 @@ class _Asking(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.answered.add_done_callback(_seen)
         self._came = b""
 
     def data_received(self, data: bytes) -> None:
@@ -124,3 +125,9 @@ class _Asking(asyncio.Protocol):
     def _refuse(self, why: str) -> None:
         if not self.answered.done():
             self.answered.set_exception(ProxyError(why))
+
+
+def _seen(answered: asyncio.Future[None]) -> None:
+    """Its error is fetched: where the limit passes on the way to the proxy nobody else does, and the loop logs it."""
+    if not answered.cancelled():
+        answered.exception()

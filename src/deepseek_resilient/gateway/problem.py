@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from deepseek_resilient import wire
 from deepseek_resilient.gateway.relay import JSON
+from deepseek_resilient.wire_errors import error_body, spoken_at
 
 _CLOSE = (b"connection", b"close")
 
@@ -14,8 +14,12 @@ class Problem(Exception):
     def __init__(self, status: int, kind: str, message: str, *, close: bool = False) -> None:
         super().__init__(message)
         self.status = status
-        self.body = wire.error_body(message, kind)
+        self.kind = kind
         self.headers = [JSON, _CLOSE] if close else [JSON]
+
+    def body(self, path: str) -> bytes:
+        """As whoever asked at that path reads it."""
+        return error_body(spoken_at(path), self.status, str(self), self.kind)
 
 
 def too_long(longest: int) -> Problem:

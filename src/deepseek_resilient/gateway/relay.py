@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from deepseek_resilient import wire
 from deepseek_resilient.core.messages import Failure, FailureKind, RawHeaders, Response
 from deepseek_resilient.drivers.aio import AioCall
 from deepseek_resilient.gateway.outgoing import NOT_PASSED_BACK
+from deepseek_resilient.wire_errors import error_body, event_of, spoken_at
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.effects import CallCoroutine
     from deepseek_resilient.drivers.aio import AsyncSender
     from deepseek_resilient.gateway.protocol import Caller
+    from deepseek_resilient.wire import Dialect
 
 COMMENT = b": keep-alive\n\n"
 JSON = (b"content-type", b"application/json")
@@ -41,26 +42,33 @@ class FailedError(Exception):
         """As the caller gets it."""
         return _STATUS.get(self.failure.kind, 502)
 
-    @property
-    def body(self) -> bytes:
-        """In OpenAI's format."""
-        kind = "timeout" if self.failure.kind is FailureKind.TIMEOUT else "upstream_error"
-        return wire.error_body(self.failure.message, kind)
+    def body(self, dialect: Dialect) -> bytes:
+        """As that dialect has errors. Where the upstream is, is not its callers' business."""
+        failure = self.failure
+        kind = "timeout" if failure.kind is FailureKind.TIMEOUT else "upstream_error"
+        message = failure.message
+        if failure.kind is FailureKind.CONNECT:  # the system's words have the address, too
+            message = "no connection to the upstream; the gateway's log says why"
+        elif failure.target:
+            message = message.replace(failure.target, "the upstream")
+        return error_body(dialect, self.status, message, kind)
 
 
 class Relay:
-    """Hands one call to one caller. Used once."""
+    """Hands one call to one caller, who asked at `path`. Used once."""
 
     def __init__(
         self,
         caller: Caller,
         send: Callable[[Any], Awaitable[None]],
+        path: str,
         *,
         clock: Callable[[], float],
         keep_alive: float | None,
     ) -> None:
         self._caller = caller
         self._send = send
+        self._path = path
         self._clock = clock
         self._keep_alive = keep_alive
         self._task: asyncio.Task[Any] | None = None
@@ -102,7 +110,7 @@ class Relay:
                 if response.body is None and change is not None:
                     response.body = change(b"".join([chunk async for chunk in call.chunks()]))
             except FailedError as failed:
-                response = Response(failed.status, [JSON], failed.body)
+                response = Response(failed.status, [JSON], failed.body(spoken_at(self._path)))
             await self._stop_comments(timer)
             if response.body is None:
                 await self._stream(response, call)
@@ -135,7 +143,8 @@ class Relay:
     async def _whole(self, response: Response) -> None:
         body = response.body or b""
         if self._begun:
-            await self._send({"type": "http.response.body", "body": b"data: %b\n\n" % body.replace(b"\n", b" ")})
+            event = event_of(spoken_at(self._path), response.status, body)
+            await self._send({"type": "http.response.body", "body": event})
             return
         await answer(self._send, response.status, body, _passed_back(response.headers))
 
@@ -146,9 +155,11 @@ class Relay:
             async for chunk in call.chunks():
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         except FailedError as failed:
-            if not _is_event_stream(response):
-                return  # without its end, so that nobody takes it for whole
-            told = b"\n\ndata: %b\n\n" % failed.body  # it may have been cut within a line
+            if not _is_event_stream(response):  # it gets no end, so that nobody takes it for whole
+                await self._send({"type": "http.response.body", "body": b"", "more_body": True})  # but its head
+                return
+            dialect = spoken_at(self._path)
+            told = b"\n\n" + event_of(dialect, failed.status, failed.body(dialect))  # cut within a line, it may be
             await self._send({"type": "http.response.body", "body": told, "more_body": True})
         await self._send({"type": "http.response.body", "body": b""})
 

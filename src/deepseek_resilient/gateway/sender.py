@@ -7,6 +7,8 @@ proxy where there is one (egress.py).
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import ssl
 from collections import deque
 from typing import TYPE_CHECKING
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.effects import Read, Send
     from deepseek_resilient.gateway.outgoing import Outgoing, Place
 
+log = logging.getLogger("deepseek_resilient.gateway")
+
+_QUIET = 60.0
+"""Seconds for which the log says no more of a place to which there is no connection."""
 _RESTED = 1.0
 """Seconds after which the loop is given a turn to see that an idle connection is closed, before it is used."""
 
@@ -51,6 +57,7 @@ class Sender:
         self._proxies = proxies_from_environment() if proxies is None else proxies
         self._idle: dict[Place, deque[Connection]] = {}
         self._open: dict[Connection, Place] = {}
+        self._told: dict[Place, float] = {}
 
     async def send(self, effect: Send) -> Reply | Failure:
         """The head of the reply, or how sending failed."""
@@ -60,9 +67,9 @@ class Sender:
             try:
                 connection = await self._connect(native.place, effect.connect, direct=effect.request.direct)
             except TimeoutError:
-                return Failure(FailureKind.CONNECT, f"no connection to {native.place.host} in {effect.connect:g} s")
+                return self._unconnected(native.place, f" in {effect.connect:g} s")
             except OSError as error:  # ssl.SSLError is one
-                return Failure(FailureKind.CONNECT, f"no connection to {native.place.host}: {error}", error)
+                return self._unconnected(native.place, f": {error}", error)
         try:
             connection.send(native.bytes_of(effect.request, of_attempt(effect, self._clock)))
             failure = await connection.head()
@@ -138,6 +145,14 @@ class Sender:
                 connection = await tunnel(proxy, place, lambda: Connection(self._forget), context)
         self._open[connection] = place
         return connection
+
+    def _unconnected(self, place: Place, how: str, error: OSError | None = None) -> Failure:
+        """There is no connection; the log tells it once in a while."""
+        message, now = f"no connection to {place.host}{how}", self._clock()
+        if now - self._told.get(place, -math.inf) >= _QUIET:
+            self._told[place] = now
+            log.warning("%s", message)
+        return Failure(FailureKind.CONNECT, message, error)
 
     def _give_back(self, connection: Connection) -> None:
         place = self._open.get(connection)
