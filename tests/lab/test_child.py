@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import select
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -66,3 +67,31 @@ def test_the_complaint_is_the_last_line() -> None:
     with Child(("-c", code), heard) as child:
         assert "" == heard.get(timeout=30)[1]
         assert "the reason" == child.complaint()
+
+
+def test_one_who_left_the_group_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds the other end of the pipe, and lives on."""
+    monkeypatch.setattr("deepseek_resilient.lab.child._LEAVING", 0.1)
+    code = "import os, time; os.fork() and os._exit(0); os.setsid(); print(os.getpid(), flush=True); time.sleep(60)"
+    heard: queue.SimpleQueue[tuple[Any, str]] = queue.SimpleQueue()
+    with Child(("-c", code), heard) as child:
+        pid = int(heard.get(timeout=30)[1])
+    os.kill(pid, signal.SIGKILL)
+    child._reader.join(30)
+
+
+def test_who_does_not_read_keeps_nobody_waiting() -> None:
+    """More is told than a pipe holds."""
+    heard: queue.SimpleQueue[tuple[Any, str]] = queue.SimpleQueue()
+    with Child(("-c", "import time; print(flush=True); time.sleep(60)"), heard) as child:
+        heard.get(timeout=30)
+        child.tell("x" * 1_000_000)
+
+
+def test_who_is_silent_and_lives_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its output is closed, and there is nothing on stderr."""
+    monkeypatch.setattr("deepseek_resilient.lab.child._LEAVING", 0.1)
+    heard: queue.SimpleQueue[tuple[Any, str]] = queue.SimpleQueue()
+    with Child(("-c", "import os, time; os.close(1); time.sleep(60)"), heard) as child:
+        assert "" == heard.get(timeout=30)[1]
+        assert "it goes on without a word" == child.complaint()

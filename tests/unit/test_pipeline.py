@@ -416,6 +416,46 @@ def test_a_call_pauses_only_for_probes_that_are_due():
     assert [] == hurried.slept()
 
 
+def test_a_pause_at_the_circuit_begins_there():
+    """Who has waited for longer at the gate before it has as much time for the probe as who has just come."""
+    it = bench(breaker=BreakerPolicy(**{**fields_of(TOUCHY), "when_open": "pause"}))
+    flying = it.prepare(BUSY, max_retries=0).run(1)
+    closed_gate(it, retry_after="3")
+    waiting = it.prepare(GOOD, timeout=60.0).run(1)
+    assert [3.0] == waiting.slept()
+    it.clock.now += 2.9
+    flying.run()
+    waiting.effects[-1].delay = 0.1
+    waiting.run()
+    assert (200, 1) == (waiting.outcome.status, waiting.sent())
+    assert ["gate", "breaker"] == [event.step for event in it.told(events.StepWaited)]
+
+
+def test_an_interval_of_whole_seconds_spaces_probes_too():
+    """Half a second after a probe there is no other one."""
+    it = bench(breaker=BreakerPolicy(**{**fields_of(TOUCHY), "probe_interval": 1, "probes": 9}))
+    it.call(BUSY, max_retries=0)
+    it.clock.now += 1.0
+    probe = it.prepare(GOOD).run(1)
+    it.clock.now += 0.5
+    assert "circuit_open" == json.loads(it.call([]).outcome.body)["error"]["type"]
+    assert 200 == probe.run().outcome.status
+
+
+def test_the_gate_is_closed_before_anybody_is_told():
+    """And so before the place is given to the next, who may be another thread."""
+    clock, closed = Clock(), []
+
+    def look(event):
+        if isinstance(event, events.AttemptEnded):
+            (target,) = engine.statistics().targets.values()
+            closed.append(target.gate.closed_for)
+
+    engine = Engine(Policy(), listeners=[look], clock=clock)
+    Driven(engine.call(ask(), max_retries=0), clock, [reply(429, retry_after="30"), b""]).run()
+    assert [30.0] == closed
+
+
 def test_who_pauses_may_be_the_probe():
     """Its pause is as long as the longest break."""
     it = bench(breaker=BreakerPolicy(**{**fields_of(TOUCHY), "when_open": "pause"}))

@@ -41,13 +41,13 @@ class Exchange(RequestResponseCycle):
         body, more = message.get("body", b""), message.get("more_body", False)
         if self.scope["method"] == "HEAD":
             self.expected_content_length, body = 0, b""
-        elif not self.chunked_encoding:
+        elif self.chunked_encoding is False:
             self.expected_content_length -= len(body)
             if self.expected_content_length < 0 or (self.expected_content_length and not more):
                 raise RuntimeError("the answer is not as long as its content-length says")
-        elif body:
+        elif self.chunked_encoding and body:
             body = b"%x\r\n%b\r\n%b" % (len(body), body, b"" if more else b"0\r\n\r\n")
-        elif not more:
+        elif self.chunked_encoding and not more:
             body = b"0\r\n\r\n"
         head, self._head = self._head, b""
         if head or body:
@@ -79,7 +79,9 @@ class Exchange(RequestResponseCycle):
             raise RuntimeError("a header of the answer is none that HTTP allows")
         if not (closes or self.keep_alive):
             told += b"connection: close\r\n"
-        if chunked is None and self.scope["method"] != "HEAD" and status not in _NO_BODY:
+        if chunked is None and (self.scope["method"] == "HEAD" or status in _NO_BODY):
+            chunked = False
+        elif chunked is None and self.scope["http_version"] != "1.0":  # there the end of the connection is the end
             chunked = True
             told += b"transfer-encoding: chunked\r\n"
         self.keep_alive = self.keep_alive and not closes

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _WORDS = {400: b"Bad Request", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable"}
 
 
+_FRAMING = (b"content-length", b"transfer-encoding")
 _COLON = 4
 """Bytes of a header beside its name and value."""
 _LINE = 64
@@ -53,6 +54,27 @@ class Caller(Protocol):
 
 class _TooLargeError(Exception):
     """The head is over a limit."""
+
+
+class _Rest:
+    """What a parser tells of the body of a request whose head another one has read; whatever follows is nobody's.
+
+    A caller who asks for another protocol is answered in this one, but httptools reads no further than such a head. The
+    connection ends with the answer.
+    """
+
+    def __init__(self, of: HttpToolsProtocol) -> None:
+        self._of = of
+        self._ended = False
+
+    def on_body(self, body: bytes) -> None:
+        if not self._ended:
+            self._of.on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._of.on_message_complete()
 
 
 def bounded(limits: Limits) -> type[HttpToolsProtocol]:
@@ -111,7 +133,7 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
                     if len(self._kept) > limits.max_header_bytes:
                         self._end_after_answer()
                 return
-            super().data_received(data)
+            self._feed(data)
             if self.pipeline:
                 self.flow.resume_reading()
             elif self._waits and not self.transport.is_closing():
@@ -120,6 +142,17 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
                 self._begins = False
                 if self.timeout_keep_alive_task is None:
                     self._start()
+
+        def _feed(self, data: bytes) -> None:
+            self._unset_keepalive_if_required()
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                self.parser = httptools.HttpRequestParser(_Rest(self))
+                framing = [b"%b: %b\r\n" % pair for pair in self.headers if pair[0] in _FRAMING]
+                self._feed(b"POST / HTTP/1.1\r\n%b\r\n%b" % (b"".join(framing), data[upgrade.args[0] :]))
+            except httptools.HttpParserError:
+                self.send_400_response("Invalid HTTP request received.")
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
@@ -146,7 +179,8 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
             self.cycle = cycle = Exchange(
                 scope, self.transport, self.flow, self.logger, self.access_logger, self.access_log,
                 self.server_state.default_headers, asyncio.Event(), self.expect_100_continue,
-                version != "1.0" and self.parser.should_keep_alive(), self.on_response_complete,
+                version != "1.0" and self.parser.should_keep_alive() and not self.parser.should_upgrade(),
+                self.on_response_complete,
             )  # fmt: skip
             if before is None or before.response_complete:
                 self._start_asgi_task(cycle, self.app)
@@ -155,6 +189,8 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
                 self.pipeline.appendleft((cycle, self.app))
 
         def on_message_complete(self) -> None:
+            if self.parser.should_upgrade():  # its body is still to come
+                return
             super().on_message_complete()
             if self._waits:  # that was the rest of a body that nobody wanted: now the connection is idle
                 self._stop()

@@ -164,8 +164,8 @@ class Relay:
         await self._send({"type": "http.response.body", "body": b""})
 
     async def _start(self, status: int, headers: RawHeaders) -> None:
-        self._begun = True
         await self._send({"type": "http.response.start", "status": status, "headers": _passed_back(headers)})
+        self._begun = True  # not before: a comment that waits for its caller to read is cancelled by the answer
 
     def _begin_comments(self) -> None:
         self._comments = asyncio.get_running_loop().create_task(self._comment())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import threading
 from typing import IO, TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    import queue
     from collections.abc import Sequence
     from types import TracebackType
+
+_LEAVING = 5.0
+"""Seconds for a process that was killed, or has nothing more to say, to be gone."""
 
 
 class Child:
@@ -50,6 +53,9 @@ class Child:
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True, name="lab-reader")
         self._reader.start()
+        self._told: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, daemon=True, name="lab-writer")
+        self._writer.start()
         return self
 
     def __exit__(
@@ -57,35 +63,41 @@ class Child:
     ) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # all of the group have ended
             os.killpg(self._process.pid, signal.SIGKILL)
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()  # whoever has left the group hears it
-        self._reader.join()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        self._told.put(None)
+        for thread in (self._writer, self._reader):
+            thread.join(_LEAVING)  # one who left the group may hold the other end
         self._process.wait()
         self._errors.close()
 
     def tell(self, line: str) -> None:
-        """Write a line to it."""
-        if self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):  # its end is heard from the reader
-                self._process.stdin.write(line + "\n")
-                self._process.stdin.flush()
+        """Write a line to it, whenever it reads."""
+        self._told.put(line + "\n")
 
     def complaint(self) -> str:
         """Its exit status, or the last line it wrote to stderr."""
         self._errors.seek(max(self._errors.seek(0, os.SEEK_END) - 65536, 0))
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines else f"exit status {self._process.wait()}"
+        if lines:
+            return lines[-1]
+        try:
+            return f"exit status {self._process.wait(_LEAVING)}"
+        except subprocess.TimeoutExpired:
+            return "it goes on without a word"
+
+    def _write(self) -> None:
+        with contextlib.suppress(OSError), self._process.stdin as pipe:  # type: ignore[union-attr]
+            while (line := self._told.get()) is not None:  # its end is heard from the reader
+                pipe.write(line)
+                pipe.flush()
 
     def _read(self) -> None:
         over = False
-        for text in self._process.stdout or ():
-            if not text.startswith(self._mark):
-                continue
-            line = text.removeprefix(self._mark)
-            self._heard.put((self, line))
-            over = bool(self._last) and line.startswith(self._last)
+        with self._process.stdout as pipe:  # type: ignore[union-attr]
+            for text in pipe:
+                if not text.startswith(self._mark):
+                    continue
+                line = text.removeprefix(self._mark)
+                self._heard.put((self, line))
+                over = bool(self._last) and line.startswith(self._last)
         if not over:
             self._heard.put((self, ""))

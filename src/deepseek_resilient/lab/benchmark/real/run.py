@@ -83,9 +83,7 @@ def _orders(scenario: Scenario, coming: Sequence[Caller], addresses: list[str]) 
         "stream": scenario.stream,
     }
     processes = min(scenario.clients, PROCESSES)
-    orders: list[dict[str, Any]] = [
-        {"around": around, "clients": 0, "calls": [], "crowd": bool(scenario.crowd)} for _ in range(processes)
-    ]
+    orders: list[dict[str, Any]] = [{"around": around, "clients": 0, "calls": []} for _ in range(processes)]
     for client in range(scenario.clients):
         orders[client % processes]["clients"] += 1
     for caller in coming:
@@ -109,7 +107,10 @@ def _listen(heard: Heard, runners: int, progress: Callable[[float, int], None]) 
     told = 0.0
     while len(results) < runners:
         child, line = _next(heard, _SILENCE)
-        message = json.loads(line)
+        try:
+            message = json.loads(line)
+        except ValueError:
+            raise RealRunError(f"a process of a real run ended within a line: {child.complaint()}") from None
         if line.startswith(runner.RESULT):
             results.append(message)
             continue

@@ -122,13 +122,13 @@ class Runner:
         self._order = order
         self._wire = wire
         self._around = Around(**order["around"])
-        self._calls: list[dict[str, Any]] = order["calls"]
+        self._calls: list[dict[str, Any]] = [call for call in order["calls"] if call["at"] is not None]
+        self._followers = iter([call for call in order["calls"] if call["at"] is None])
         self._ended: list[list[Any]] = []
         self._limits: list[list[float]] = []
         self._late: list[float] = []
         self._answered = 0
         self._start = 0.0
-        self._made = 0
 
     async def run(self) -> None:
         """Warm up, wait for the start, let everybody in, tell the result once each of them knows."""
@@ -145,11 +145,9 @@ class Runner:
         others = [asyncio.create_task(pulse.beat()), asyncio.create_task(self._report())]
         async with asyncio.TaskGroup() as callers:
             for call in self._calls:
-                if call["at"] is not None:
-                    await asyncio.sleep(max(call["at"] - self._now(), 0.0))
-                    self._late.append(self._now() - call["at"])
-                    self._made += 1
-                    callers.create_task(self._call(call, callers))
+                await asyncio.sleep(max(call["at"] - self._now(), 0.0))
+                self._late.append(self._now() - call["at"])
+                callers.create_task(self._call(call, callers))
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
@@ -173,9 +171,8 @@ class Runner:
             pass
         self._ended.append([call["number"], began, self._now(), good])
         self._answered += good
-        if self._order["crowd"] and self._made < len(self._calls):
-            follower = self._calls[self._made]
-            self._made += 1
+        follower = next(self._followers, None)
+        if follower is not None:
             callers.create_task(self._call(follower, callers))
 
     async def _report(self) -> None:
