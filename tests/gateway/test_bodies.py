@@ -40,7 +40,7 @@ def test_who_asks_for_another_protocol_is_answered_in_this_one(
     """Its body is framed as any, and what comes behind it is no second call; the connection ends with the answer."""
     head, _, body = FRAMED[framed].partition(b"\r\n\r\n")
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n%b%b\r\n" % (upgrade, head)
-    behind = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n" + FRAMED[framed]
+    behind = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n%b" % (b"" if in_pieces else upgrade) + FRAMED[framed]
     with connect(gateway) as caller:
         if in_pieces:
             caller.sendall(head + b"expect: 100-continue\r\n\r\n")

@@ -88,6 +88,7 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
         _waits = True  # for a head: its first line, the rest of it, or whatever comes between two requests
         _begun = False  # a head
         _kept = b""  # what came behind requests that wait
+        _rest: _Rest | None = None
         _status = 400
         _timer: asyncio.TimerHandle | None = None
         _writing: asyncio.TimerHandle | None = None
@@ -148,7 +149,10 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
-                self.parser = httptools.HttpRequestParser(_Rest(self))
+                if self._rest is not None:
+                    return
+                self._rest = _Rest(self)
+                self.parser = httptools.HttpRequestParser(self._rest)
                 framing = [b"%b: %b\r\n" % pair for pair in self.headers if pair[0] in _FRAMING]
                 self._feed(b"POST / HTTP/1.1\r\n%b\r\n%b" % (b"".join(framing), data[upgrade.args[0] :]))
             except httptools.HttpParserError:
