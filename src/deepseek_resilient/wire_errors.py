@@ -44,4 +44,4 @@ def error_body(dialect: Dialect, status: int, message: str, kind: str, param: st
 def event_of(dialect: Dialect, status: int, body: bytes) -> bytes:
     """The body of an answer, as an event of a stream that has begun."""
     named = b"event: error\n" if dialect is Dialect.MESSAGES and status >= 400 else b""
-    return b"%bdata: %b\n\n" % (named, body.replace(b"\n", b" "))
+    return b"%bdata: %b\n\n" % (named, b" ".join(body.splitlines()))

@@ -31,23 +31,31 @@ UPGRADES = [
 ]
 
 
+BEHIND = {
+    "a request": b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n" + FRAMED["sized"],
+    "another upgrade": b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n" + UPGRADES[0] + FRAMED["sized"],
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "a frame": b"\x81\x05hello",
+}
+
+
 @pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize("behind", BEHIND)
 @pytest.mark.parametrize("framed", FRAMED)
 @pytest.mark.parametrize("upgrade", UPGRADES)
 def test_who_asks_for_another_protocol_is_answered_in_this_one(
-    gateway: GatewayProcess, lab: LabProcess, upgrade: bytes, framed: str, *, in_pieces: bool
+    gateway: GatewayProcess, lab: LabProcess, upgrade: bytes, framed: str, behind: str, *, in_pieces: bool
 ) -> None:
     """Its body is framed as any, and what comes behind it is no second call; the connection ends with the answer."""
     head, _, body = FRAMED[framed].partition(b"\r\n\r\n")
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n%b%b\r\n" % (upgrade, head)
-    behind = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n%b" % (b"" if in_pieces else upgrade) + FRAMED[framed]
     with connect(gateway) as caller:
         if in_pieces:
             caller.sendall(head + b"expect: 100-continue\r\n\r\n")
             assert b"HTTP/1.1 100 Continue\r\n\r\n" == caller.recv(4096)  # so the head was read alone
-            caller.sendall(body + behind)
+            caller.sendall(body + BEHIND[behind])
         else:
-            caller.sendall(head + b"\r\n" + body + behind)
+            caller.sendall(head + b"\r\n" + body + BEHIND[behind])
         came = all_of(caller)
     assert [200] == statuses(came)
     assert b"connection: close" in came
@@ -69,6 +77,13 @@ def test_a_stream_for_who_knows_no_chunks(gateway: GatewayProcess) -> None:
     assert b"transfer-encoding" not in head
     assert events.startswith((b"data: ", b": "))
     assert events.endswith(b"data: [DONE]\n\n")
+
+
+def test_whole_answers_for_who_knows_no_chunks(gateway: GatewayProcess) -> None:
+    """They have a length: one that breaks off cannot be taken for whole."""
+    for name in (b"models", b"models/deepseek-flash"):
+        head = exchange(gateway, b"GET /v1/%b HTTP/1.0\r\n\r\n" % name).partition(b"\r\n\r\n")[0]
+        assert b"content-length" in head
 
 
 def test_long_bodies_of_who_is_over_its_limits_are_not_read(lab: LabProcess, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.e2e.servers import certificates
 
 from deepseek_resilient.core.effects import Read, Send
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply
-from deepseek_resilient.gateway.outgoing import request_to
+from deepseek_resilient.gateway.outgoing import Place, request_to
 from deepseek_resilient.gateway.sender import Sender
 
 if TYPE_CHECKING:
@@ -335,3 +335,20 @@ def test_a_server_that_answers_before_it_has_the_request_loses_the_connection() 
             gone.set()
 
     run(scenario)
+
+
+def test_the_log_says_each_reason_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    """A place that fails in another way than before is told at once; what is remembered is bounded."""
+    now = [0.0]
+    sender = Sender(lambda: now[0], proxies={})
+    place = Place("upstream", 80, False)
+    for seconds, how in ((0.0, ": refused"), (1.0, ": refused"), (2.0, ": no route"), (61.0, ": refused")):
+        now[0] = seconds
+        failure = sender._unconnected(place, how)
+        assert (FailureKind.CONNECT, f"no connection to upstream{how}") == (failure.kind, failure.message)
+    assert [": refused", ": no route", ": refused"] == [
+        text.removeprefix("no connection to upstream") for text in caplog.messages
+    ]
+    for number in range(300):
+        sender._unconnected(place, f": {number}")
+    assert len(sender._told) <= 100

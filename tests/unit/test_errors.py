@@ -173,6 +173,7 @@ def test_an_error_in_a_stream_has_the_name_that_anthropic_looks_for():
     assert b"event: error\ndata: {  }\n\n" == event_of(Dialect.MESSAGES, 503, b"{\n }")
     assert b"data: {}\n\n" == event_of(Dialect.MESSAGES, 200, b"{}")
     assert b"data: {}\n\n" == event_of(Dialect.CHAT, 503, b"{}")
+    assert b"data: { a b }\n\n" == event_of(Dialect.CHAT, 503, b"{\r\na\rb }")
 
 
 def test_a_long_value_is_cut_in_the_message():

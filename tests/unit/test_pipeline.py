@@ -431,6 +431,25 @@ def test_a_pause_at_the_circuit_begins_there():
     assert ["gate", "breaker"] == [event.step for event in it.told(events.StepWaited)]
 
 
+def test_the_next_pause_at_the_circuit_begins_anew():
+    """Let through, then waiting for a place, a call finds the circuit open again: it has all of its time for that."""
+    breaker = BreakerPolicy(**{**fields_of(TOUCHY), "when_open": "pause", "probes": 9})
+    it = bench(breaker=breaker, concurrency=ConcurrencyPolicy(initial=2))
+    slow = it.prepare(GOOD).run(1)
+    it.call(BUSY, max_retries=0)
+    it.clock.now += 0.9
+    call = it.prepare(GOOD, timeout=60.0).run(1)
+    it.clock.now += 0.1
+    probe = it.prepare(BUSY, max_retries=0).run(1)
+    assert ["Sleep", "Wait"] == call.run(2).kinds()
+    it.clock.now += 2.0
+    probe.run()
+    call.run()
+    assert 200 == call.outcome.status
+    assert ["breaker", "concurrency", "breaker"] == [event.step for event in it.told(events.StepWaited)]
+    slow.run()
+
+
 def test_an_interval_of_whole_seconds_spaces_probes_too():
     """Half a second after a probe there is no other one."""
     it = bench(breaker=BreakerPolicy(**{**fields_of(TOUCHY), "probe_interval": 1, "probes": 9}))

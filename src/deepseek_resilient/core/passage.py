@@ -70,6 +70,7 @@ async def pass_through(
                 reservation = paced
                 if paced.delay > 0:
                     release(target, answer)
+                    paused_at = None
                     await wait_at(runtime, call, "rate", paced.delay)
                     continue
             if places is None or held or places.try_enter(runtime.clock()):
@@ -79,7 +80,7 @@ async def pass_through(
             if not patient:
                 return _crowded(call, "which is as many as it can take now", places.seconds_to_empty())
             give_up(runtime, target, reservation)
-            reservation = None
+            reservation = paused_at = None
             full = await _queue(runtime, call, places)
             if full is not None:
                 return full

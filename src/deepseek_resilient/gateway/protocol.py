@@ -65,15 +65,15 @@ class _Rest:
 
     def __init__(self, of: HttpToolsProtocol) -> None:
         self._of = of
-        self._ended = False
+        self.ended = False
 
     def on_body(self, body: bytes) -> None:
-        if not self._ended:
+        if not self.ended:
             self._of.on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self._ended:
-            self._ended = True
+        if not self.ended:
+            self.ended = True
             self._of.on_message_complete()
 
 
@@ -145,18 +145,21 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
                     self._start()
 
         def _feed(self, data: bytes) -> None:
+            rest = self._rest
+            if rest is not None and rest.ended:
+                return
             self._unset_keepalive_if_required()
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
-                if self._rest is not None:
-                    return
-                self._rest = _Rest(self)
-                self.parser = httptools.HttpRequestParser(self._rest)
-                framing = [b"%b: %b\r\n" % pair for pair in self.headers if pair[0] in _FRAMING]
-                self._feed(b"POST / HTTP/1.1\r\n%b\r\n%b" % (b"".join(framing), data[upgrade.args[0] :]))
+                if rest is None:
+                    self._rest = _Rest(self)
+                    self.parser = httptools.HttpRequestParser(self._rest)
+                    framing = [b"%b: %b\r\n" % pair for pair in self.headers if pair[0] in _FRAMING]
+                    self._feed(b"POST / HTTP/1.1\r\n%b\r\n%b" % (b"".join(framing), data[upgrade.args[0] :]))
             except httptools.HttpParserError:
-                self.send_400_response("Invalid HTTP request received.")
+                if rest is None or not rest.ended:
+                    self.send_400_response("Invalid HTTP request received.")
 
         def on_message_begin(self) -> None:
             super().on_message_begin()

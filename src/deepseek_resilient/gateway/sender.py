@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("deepseek_resilient.gateway")
 
 _QUIET = 60.0
-"""Seconds for which the log says no more of a place to which there is no connection."""
+"""Seconds for which the log does not say again why there is no connection to a place."""
+_MESSAGES = 100
+"""So many reasons are remembered."""
 _RESTED = 1.0
 """Seconds after which the loop is given a turn to see that an idle connection is closed, before it is used."""
 
@@ -57,7 +59,7 @@ class Sender:
         self._proxies = proxies_from_environment() if proxies is None else proxies
         self._idle: dict[Place, deque[Connection]] = {}
         self._open: dict[Connection, Place] = {}
-        self._told: dict[Place, float] = {}
+        self._told: dict[str, float] = {}
 
     async def send(self, effect: Send) -> Reply | Failure:
         """The head of the reply, or how sending failed."""
@@ -147,10 +149,12 @@ class Sender:
         return connection
 
     def _unconnected(self, place: Place, how: str, error: OSError | None = None) -> Failure:
-        """There is no connection; the log tells it once in a while."""
+        """There is no connection; the log tells each reason once in a while."""
         message, now = f"no connection to {place.host}{how}", self._clock()
-        if now - self._told.get(place, -math.inf) >= _QUIET:
-            self._told[place] = now
+        if now - self._told.get(message, -math.inf) >= _QUIET:
+            if len(self._told) >= _MESSAGES:
+                self._told.clear()
+            self._told[message] = now
             log.warning("%s", message)
         return Failure(FailureKind.CONNECT, message, error)
 
