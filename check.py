@@ -5,9 +5,9 @@
     python3 check.py --only types
 
 Needs Python 3.11 or newer with pip; sets up the rest itself, and again whenever pyproject.toml or the packages named
-here changed. The tests of the local model run llama.cpp with a small model from a package. Those of `transformers serve`
-need PyTorch, which is set up where the variable CI is set, and are skipped elsewhere; so are those of Envoy, LangChain
-and pydantic-ai.
+here changed. The tests of the local model run llama.cpp with a small model from a package. Those of `transformers
+serve` need PyTorch, which is set up where the variable CI is set, and are skipped elsewhere; so are those of Envoy,
+LangChain and pydantic-ai.
 """
 
 from __future__ import annotations
