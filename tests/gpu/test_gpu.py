@@ -65,11 +65,11 @@ def asked(model: Path, **more: object) -> LocalPolicy:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny` says a sentence and `other` another one, both in bfloat16; `wide` its sentence for ever, by 0.1 GB."""
+    """`tiny` says a sentence and `other` another one, both in bfloat16; `wide` its sentence for ever, by 2.1 GB."""
     folder = tmp_path_factory.mktemp("models")
     write_wide(folder / "tiny", hidden=320, layers=1, loop=False)
     write_wide(folder / "other", OTHER, hidden=320, layers=1, loop=False)
-    return write_wide(folder / "wide", hidden=768, layers=8).parent
+    return write_wide(folder / "wide", hidden=2048, layers=16).parent
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ Every model that is compared is started through `LocalModel`, and asked in turns
     memory          resident, of all processes of the engine, after the last question; on GPUs, what is free less than
                     before the start (what other programs take meanwhile counts too)
 
-No two questions of the rounds are equal, so that no engine answers from its cache of prompts. Alone and client take
+No two questions of the rounds are equal, so that no engine answers from its cache of prompts; all of their lengths were
+asked before, since a GPU's first prompt of a length takes longer (it chooses kernels for it). Alone and client take
 turns in being first. Where answers of 16 (or 32) bits are compared with those of 8, both answer the same questions
 greedily: the share of answers that are equal, and the share of the longer answer's words that stand in both before the
 first difference.
@@ -182,8 +183,11 @@ def measure(compared: Sequence[Side], *, tokens: int, rounds: int, note: Note) -
         return [found for side in compared for found in measure([side], tokens=tokens, rounds=rounds, note=note)]
     with ExitStack() as open_ones:
         asked = [_start(side, open_ones, note) for side in compared]
-        for turn in range(-1, rounds):  # the first is not counted: connections are made, code is loaded
-            note(f"round {turn + 1} of {rounds}" if turn >= 0 else "a first call to each")
+        for one in asked:
+            note(f"{one.seen.label}: first calls, not counted")
+            one.warm_up()
+        for turn in range(rounds):
+            note(f"round {turn + 1} of {rounds}")
             for one in asked:
                 one.take_turn(turn, tokens)
         for one in asked:
@@ -217,21 +221,27 @@ class _Asked:
         self._lease, self._plain, self._client = lease, plain, client
         self._asked = 0
 
+    def warm_up(self) -> None:
+        """Connections are made, code is loaded, and every length of a question is met."""
+        for number in range(len(QUESTIONS)):
+            self._alone(self._question(number), 2)
+        self._through(self._question(0), 2)
+
     def take_turn(self, turn: int, tokens: int) -> None:
-        """Ask it once each way; turn -1 is not counted."""
-        kept = turn >= 0
+        """Ask it once each way."""
         for alone in (True, False) if turn % 2 else (False, True):
-            self._asked += 1
-            question = f"({self._asked}) {QUESTIONS[turn % len(QUESTIONS)]}"
+            question = self._question(turn)
             if alone:
                 first, rate, _ = self._alone(question, tokens)
-                if kept:
-                    self.seen.alone.append(first)
-                    self.seen.rates += [] if rate is None else [rate]
+                self.seen.alone.append(first)
+                self.seen.rates += [] if rate is None else [rate]
             else:
-                first = self._through(question, tokens)
-                if kept:
-                    self.seen.client.append(first)
+                self.seen.client.append(self._through(question, tokens))
+
+    def _question(self, number: int) -> str:
+        """One that was not asked before, as long as the last of this number."""
+        self._asked += 1
+        return f"({self._asked:03}) {QUESTIONS[number % len(QUESTIONS)]}"
 
     def answer(self, question: str, tokens: int) -> str:
         """The whole answer of the engine."""
