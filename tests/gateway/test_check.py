@@ -29,7 +29,7 @@ class World:
         admission = self.gateway.engine._runtime.targets.get("http://x", 0, "m").admission
         assert admission is not None
         for _ in range(20):
-            admission.meter.report_in_flight(self.now, utilisation * 100, 100.0)
+            admission.meter.report_places(self.now, utilisation * 100, 100.0, 0.0)
             self.now += 1.0
             admission.meter.look(self.now)
 

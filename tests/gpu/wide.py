@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 ONE, FOUR = b"\x80\x3f", b"\x80\x40"
 
 
-def write_wide(
-    folder: Path, words: tuple[str, ...] = SENTENCE, *, hidden: int, layers: int, loop: bool = True
-) -> Path:
+def write_wide(folder: Path, words: tuple[str, ...] = SENTENCE, *, hidden: int, layers: int, loop: bool = True) -> Path:
     """A folder for transformers and vLLM; `hidden` is at least the number of tokens, and a multiple of 64."""
     tiny = Tiny(words, loop=loop)
     tiny.write_folder(folder)

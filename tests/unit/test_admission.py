@@ -41,7 +41,7 @@ def held(it, load, seconds=30.0, start=0.0, step=0.1):
     """Levels while the load is kept constant by reports."""
     levels = []
     for tick in range(round(seconds / step) + 1):
-        it.report_queue_delay(start + tick * step, load)
+        it.report_places(start + tick * step, 0, None, load)
         levels.append(it.look(start + tick * step)[0])
     return levels
 
@@ -72,13 +72,14 @@ class MeterMachine(RuleBasedStateMachine):
     def pass_time(self, seconds):
         self.now += seconds
 
-    @rule(in_flight=st.integers(0, 50), limit=st.one_of(st.none(), st.floats(0, 50)), late=st.floats(0, 1))
-    def report_in_flight(self, in_flight, limit, late):
-        self.meter.report_in_flight(self.now - late, in_flight, limit)
-
-    @rule(seconds=st.floats(0, 30))
-    def report_queue_delay(self, seconds):
-        self.meter.report_queue_delay(self.now, seconds)
+    @rule(
+        in_flight=st.integers(0, 50),
+        limit=st.one_of(st.none(), st.floats(0, 50)),
+        delay=st.floats(0, 30),
+        late=st.floats(0, 1),
+    )
+    def report_places(self, in_flight, limit, delay, late):
+        self.meter.report_places(self.now - late, in_flight, limit, delay)
 
     @rule(verdict=st.sampled_from([OK, BUSY, LIMITED, BROKE]), times=st.integers(1, 60))
     def report_verdicts(self, verdict, times):
@@ -151,15 +152,15 @@ def test_nothing_reported_is_no_load():
 def test_load_moves_by_half_per_half_life():
     """A report has no weight at first, half of it after a half-life, three quarters after two."""
     it = meter(half_life=2.0)
-    it.report_queue_delay(0.0, 1.0)
+    it.report_places(0.0, 0, None, 1.0)
     assert [0.0, 0.5, 0.75] == [it.look(at)[1] for at in (0.0, 2.0, 4.0)]
 
 
 @pytest.mark.parametrize(
     ("report", "signal"),
     [
-        (lambda it: it.report_in_flight(0.0, 3, 4), "utilisation"),
-        (lambda it: it.report_queue_delay(0.0, 0.75), "queue_delay"),
+        (lambda it: it.report_places(0.0, 3, 4, 0.0), "utilisation"),
+        (lambda it: it.report_places(0.0, 0, None, 0.75), "queue_delay"),
         (lambda it: [it.report_verdict(0.0, BUSY) for _ in range(15)], "throttled"),
         (lambda it: it.report_breakers(0.0, 3, 4), "breakers_open"),
     ],
@@ -181,8 +182,7 @@ def test_the_strongest_signal_counts():
     """They are no sum, and none hides another."""
     it = meter()
     for tick in range(100):
-        it.report_in_flight(tick / 10, 9, 10)
-        it.report_queue_delay(tick / 10, 0.5)
+        it.report_places(tick / 10, 9, 10, 0.5)
         it.report_breakers(tick / 10, 1, 4)
     assert 0.9 == pytest.approx(it.look(10.0)[1], abs=0.01)
 
@@ -190,7 +190,7 @@ def test_the_strongest_signal_counts():
 def test_no_known_limit_says_nothing():
     """Where no limit is known, calls in flight are no load; without targets no circuit is open."""
     it = meter()
-    it.report_in_flight(0.0, 500, None)
+    it.report_places(0.0, 500, None, 0.0)
     it.report_breakers(0.0, 0, 0)
     assert (0, 0.0) == it.look(10.0)
 
@@ -201,9 +201,9 @@ def test_refusals_are_no_load_where_a_limit_is_known():
     for _ in range(100):
         it.report_verdict(0.0, LIMITED)
     assert 1 / 0.2 == it.statistics(0.0).throttled
-    it.report_in_flight(0.0, 1, 4)
+    it.report_places(0.0, 1, 4, 0.0)
     assert 0.0 == it.statistics(0.0).throttled
-    it.report_in_flight(0.0, 1, None)
+    it.report_places(0.0, 1, None, 0.0)
     assert 1 / 0.2 == it.statistics(0.0).throttled
 
 
@@ -232,7 +232,7 @@ def test_some_open_breakers_that_stay_so_do_not_shed_for_ever():
     admission = Admission(policy, it, Random(1))
     admitted = []
     for tick in range(400):
-        it.report_in_flight(tick / 10, 0, 10)
+        it.report_places(tick / 10, 0, 10, 0.0)
         it.report_breakers(tick / 10, 1, 2)
         admitted.append(admission.admit(*admission.meter.look(tick / 10), BATCH) is None)
     assert not all(admitted[:100])
@@ -296,7 +296,7 @@ def test_changes_are_told_with_time_and_load():
         changes.append((*change, it.statistics(change[0]).level))
 
     it = meter(on_change=changed, half_life=0.001)
-    it.report_queue_delay(0.0, 1.5)
+    it.report_places(0.0, 0, None, 1.5)
     it.look(2.0)
     it.look(60.0)
     assert [(2.0, 0, 2, 1.5, 2), (60.0, 2, 0, 0.0, 0)] == changes
@@ -305,9 +305,9 @@ def test_changes_are_told_with_time_and_load():
 def test_a_clock_read_before_another_threads_changes_nothing():
     """An older `now` is taken as the latest one seen."""
     it = meter()
-    it.report_queue_delay(10.0, 1.0)
+    it.report_places(10.0, 0, None, 1.0)
     seen = it.look(11.0)
-    it.report_queue_delay(9.0, 1.0)
+    it.report_places(9.0, 0, None, 1.0)
     assert seen == it.look(9.5)
     assert 0.75 == it.look(12.0)[1]
 
@@ -456,13 +456,13 @@ class Storm:
             self.calm_served[priority] += 1
         while self.waiting and self.busy < SLOTS:
             waited = self.waiting.pop(0)
-            self.meter.report_queue_delay(now, now - waited[1])
             if now - waited[1] <= PATIENCE:
                 self.start(now, waited)
         self.report(now)
 
     def report(self, now):
-        self.meter.report_in_flight(now, self.busy + len(self.waiting), SLOTS)
+        delay = now - self.waiting[0][1] if self.waiting else 0.0
+        self.meter.report_places(now, self.busy + len(self.waiting), SLOTS, delay)
 
 
 @pytest.mark.parametrize("seed", range(5))

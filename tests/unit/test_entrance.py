@@ -286,7 +286,7 @@ def loaded(it, load, model="deepseek-v4-pro"):
     runtime = it.engine._runtime
     (target,) = runtime.targets.all()
     for _ in range(100):
-        target.admission.meter.report_queue_delay(it.clock.now, load)
+        target.admission.meter.report_places(it.clock.now, 0, None, load)
         target.admission.meter.look(it.clock.now)
         it.clock.now += 0.1
 
@@ -780,7 +780,7 @@ def test_would_shed_names_the_soonest():
     it.call(GOOD, request=ask(model="deepseek-v4-pro"))
     for _ in range(100):
         for target in it.engine._runtime.targets.all():
-            target.admission.meter.report_queue_delay(it.clock.now, 1.2)
+            target.admission.meter.report_places(it.clock.now, 0, None, 1.2)
             target.admission.meter.look(it.clock.now)
         it.clock.now += 0.1
     each = [it.engine.would_shed(Priority.BATCH, model="deepseek-flash").retry_after for _ in range(40)]

@@ -105,22 +105,16 @@ class LoadMeter:
         self._utilisation = self._delay = self._open = 0.0
         self._utilisation_until = self._delay_until = self._open_until = self._throttled_until = now
 
-    def report_in_flight(self, now: float, in_flight: float, limit: float | None) -> None:
-        """So many calls are under way, of so many that may be (None: no limit is known)."""
+    def report_places(self, now: float, in_flight: float, limit: float | None, delay: float) -> None:
+        """So many calls are under way, of so many that may be (None: no limit is known), and a call that comes now
+        would wait for this share of its time."""
+        policy = self._policy
         with self._lock:
             now = self._advance(now)
             self._limited = limit is not None
             self._utilisation = in_flight / max(limit, 1.0) if limit is not None else 0.0
-            self._utilisation_until = now + self._policy.signal_lifetime
-            self._combine(now)
-
-    def report_queue_delay(self, now: float, share: float) -> None:
-        """A call that comes now would wait for this share of its time (0 counts, too)."""
-        policy = self._policy
-        with self._lock:
-            now = self._advance(now)
-            self._delay = share / policy.queue_target
-            self._delay_until = now + policy.signal_lifetime
+            self._delay = delay / policy.queue_target
+            self._utilisation_until = self._delay_until = now + policy.signal_lifetime
             self._combine(now)
 
     def report_verdict(self, now: float, verdict: Verdict) -> None:
@@ -163,9 +157,11 @@ class LoadMeter:
         if not (self._signal or self._load or self._level):
             return 0, 0.0
         with self._lock:
-            now = self._advance(now)
-            if self._signal:
-                self._combine(now)
+            if now > self._seen_at:
+                self._advance(now)
+                if self._signal:
+                    self._combine(now)
+            now = self._seen_at
             old, load = self._level, self._load
             level = self._level = self._next_level(now)
         if level != old and self._on_change is not None:
@@ -176,7 +172,12 @@ class LoadMeter:
         """How it stands at `now`."""
         level, load = self.look(now)
         with self._lock:
-            return LoadStatistics(level, load, *(strength for strength, _ in self._signals(max(now, self._seen_at))))
+            now = max(now, self._seen_at)
+            return LoadStatistics(
+                level, load, self._utilisation if now < self._utilisation_until else 0.0,
+                self._delay if now < self._delay_until else 0.0, self._throttled(now),
+                self._open if now < self._open_until else 0.0,
+            )  # fmt: skip
 
     def _advance(self, now: float) -> float:
         """Let the load move to `now`; returns it, or the latest time seen where another thread's was later."""
@@ -186,11 +187,14 @@ class LoadMeter:
         self._seen_at = now
         signal, load = self._signal, self._load
         if signal or load:
-            half_life = self._policy.half_life
-            held = min(max(self._signal_until - last, 0.0), now - last)
-            if held:
+            half_life, passed, held = self._policy.half_life, now - last, self._signal_until - last
+            if held > passed:
+                held = passed
+            if held > 0.0:
                 load = signal + (load - signal) * 2.0 ** (-held / half_life)
-            silent = now - last - held
+            else:
+                held = 0.0
+            silent = passed - held
             if silent > 0.0:
                 load *= 2.0 ** (-silent / half_life)
             self._load = load if load > _NOTHING else 0.0
@@ -199,24 +203,24 @@ class LoadMeter:
     def _combine(self, now: float) -> None:
         """The strongest signal from now on, and how long it lasts."""
         signal, until = 0.0, now
-        for strength, lasts in self._signals(now):
-            if strength > signal:
-                signal, until = strength, lasts
-        self._signal = min(signal, self._policy.ceiling)
+        if self._utilisation > signal and now < self._utilisation_until:
+            signal, until = self._utilisation, self._utilisation_until
+        if self._delay > signal and now < self._delay_until:
+            signal, until = self._delay, self._delay_until
+        if (throttled := self._throttled(now)) > signal:
+            signal, until = throttled, self._throttled_until
+        if self._open > signal and now < self._open_until:
+            signal, until = self._open, self._open_until
+        ceiling = self._policy.ceiling
+        self._signal = signal if signal < ceiling else ceiling
         self._signal_until = until
 
-    def _signals(self, now: float) -> tuple[tuple[float, float], ...]:
-        throttled = 0.0
-        if not self._limited and now < self._throttled_until:
-            policy = self._policy
-            attempts, pushed_back = self._window.totals(now)
-            throttled = pushed_back / max(attempts, policy.minimum_throughput) / policy.throttle_ratio
-        return (
-            (self._utilisation if now < self._utilisation_until else 0.0, self._utilisation_until),
-            (self._delay if now < self._delay_until else 0.0, self._delay_until),
-            (throttled, self._throttled_until),
-            (self._open if now < self._open_until else 0.0, self._open_until),
-        )
+    def _throttled(self, now: float) -> float:
+        if self._limited or now >= self._throttled_until:
+            return 0.0
+        policy = self._policy
+        attempts, pushed_back = self._window.totals(now)
+        return pushed_back / max(attempts, policy.minimum_throughput) / policy.throttle_ratio
 
     def _next_level(self, now: float) -> int:
         level, load, policy = self._level, self._load, self._policy

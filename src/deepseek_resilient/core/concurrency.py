@@ -273,4 +273,4 @@ class Places:
             del self._queues[priority]
 
     def _seconds_to_empty(self) -> float:
-        return self._queued * self._usual() / self._limit.value
+        return self._queued * self._usual() / self._limit.value if self._queued else 0.0

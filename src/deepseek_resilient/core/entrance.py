@@ -198,9 +198,8 @@ def _report(call: Call, target: Target, meter: LoadMeter, now: float) -> None:
     if target.places is not None:
         in_flight, limit, delay = target.places.pressure(now)
         if limit is not None or delay or not meter.quiet:
-            meter.report_in_flight(now, in_flight, limit)
             left = math.inf if call.deadline is None else max(call.deadline - now, 0.001)
-            meter.report_queue_delay(now, delay / left)
+            meter.report_places(now, in_flight, limit, delay / left)
 
 
 def would_shed(runtime: Runtime, priority: Priority, model: str | None, dice: float) -> ShedError | None:

@@ -13,7 +13,7 @@ for DeepSeek's own models.
 from __future__ import annotations
 
 import json
-from hashlib import blake2b
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from deepseek_resilient.wire import Dialect
@@ -54,9 +54,8 @@ def fingerprint(dialect: Dialect, fields: Mapping[str, Any], scope: bytes) -> by
         text = _canonical(telling)
     except (ValueError, RecursionError):
         return None
-    digest = blake2b(text.encode("ascii"), digest_size=_SIZE, key=dialect.encode())
-    digest.update(b"\0" + scope)
-    return digest.digest()
+    of = b"%b %d %b" % (dialect.encode(), len(scope), scope)
+    return sha256(of + text.encode("ascii")).digest()[:_SIZE]
 
 
 def _equal(value: object, default: object) -> bool:

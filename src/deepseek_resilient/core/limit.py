@@ -35,8 +35,6 @@ import math
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachetools import LRUCache
-
 from deepseek_resilient.core.ceiling import StatedCeiling
 
 if TYPE_CHECKING:
@@ -44,7 +42,6 @@ if TYPE_CHECKING:
 
 _SMALLEST_ROUND, _LARGEST_ROUND = 16, 64
 _FEWEST = 4
-_CLASSES = 256
 _SCALE_GAIN = 0.05
 _LATENCY_GAIN = 0.1
 _DRAIN = 0.95
@@ -66,7 +63,7 @@ class Sample(NamedTuple):
 
 
 def size_class(prompt: int, answer: int, *, stream: bool) -> tuple[bool, int, int]:
-    """The class of a call with a prompt and an answer of so many bytes."""
+    """The class of a call with a prompt and an answer of so many bytes; there are a few hundred of them."""
     return stream, max(prompt.bit_length(), 10), 0 if stream else max(answer.bit_length(), 10)
 
 
@@ -101,7 +98,7 @@ class AdaptiveLimit:
         self._proven = 0.0
         self._threshold = math.inf
         self._ceiling = StatedCeiling(policy.probe_interval)
-        self._scales: LRUCache[tuple[bool, int, int], float] = LRUCache(_CLASSES)
+        self._scales: dict[tuple[bool, int, int], float] = {}
         self._load = 1.0
         self._latency = [0.0, 0.0]
         self.base = math.inf
@@ -114,7 +111,8 @@ class AdaptiveLimit:
     @property
     def value(self) -> float:
         """How many may be in flight."""
-        return min(self._estimate, self._ceiling.value)
+        estimate, ceiling = self._estimate, self._ceiling.value
+        return estimate if estimate < ceiling else ceiling
 
     @property
     def known(self) -> bool:
@@ -154,12 +152,13 @@ class AdaptiveLimit:
         stream = sample.size[0]
         before = self._latency[stream]
         self._latency[stream] = before + _LATENCY_GAIN * (sample.latency - before) if before else sample.latency
-        latency = max(sample.latency, _NO_TIME)
-        if sample.size not in self._scales:
-            self._scales[sample.size] = latency / self._load
+        latency = sample.latency if sample.latency > _NO_TIME else _NO_TIME
+        scale = self._scales.get(sample.size)
+        if scale is None:
+            scale = self._scales[sample.size] = latency / self._load
         if sample.started >= self._round_began:
             self._samples.append(sample)
-            self._loads.append(latency / self._scales[sample.size])
+            self._loads.append(latency / scale)
             self._end_round_if_full(now)
 
     def overloaded(self, now: float, started: float) -> None:
@@ -201,6 +200,8 @@ class AdaptiveLimit:
 
     def _end_round_if_full(self, now: float) -> None:
         seen = len(self._samples) + self._overloads
+        if seen < _FEWEST:
+            return
         value = self.value
         mostly_overloaded = self._overloads * 2 > seen
         smallest = min(_SMALLEST_ROUND, 3 * value) if value >= self._threshold else _FEWEST
@@ -246,9 +247,8 @@ class AdaptiveLimit:
         self._load = load = loads[count // 2]
         doubt = 1 + (loads[count * 3 // 4] - loads[count // 4]) / (load * math.sqrt(count))
         for sample in samples:
-            latency = max(sample.latency, _NO_TIME)
-            scale = scales.get(sample.size, latency / load)
-            scales[sample.size] = scale + _SCALE_GAIN * (latency / load - scale)
+            scale = scales[sample.size]
+            scales[sample.size] = scale + _SCALE_GAIN * (max(sample.latency, _NO_TIME) / load - scale)
         return load, doubt
 
     def _first_loads(self) -> list[float]:

@@ -314,17 +314,20 @@ def _finish(call: Call, outcome: Outcome) -> Outcome:
 
 def _dress(call: Call, response: Response) -> Response:
     """Say in headers what the call took."""
-    response.headers = [
+    headers = [
         *response.headers,
-        *([(b"x-resilient-simplified", ",".join(call.simplified).encode())] if call.simplified else ()),
-        *([(b"x-resilient-local", call.local.encode("ascii", "replace"))] if call.local else ()),
-        (b"x-resilient-attempts", str(call.attempts).encode()),
+        (b"x-resilient-attempts", b"%d" % call.attempts),
         (b"x-resilient-target", call.target.encode("ascii", "replace")),
         (b"x-resilient-verdicts", ",".join(call.verdicts).encode()),
-        (b"x-resilient-waited", f"{call.waited:.3f}".encode()),
+        (b"x-resilient-waited", b"%.3f" % call.waited),
     ]
+    if call.simplified:
+        headers.append((b"x-resilient-simplified", ",".join(call.simplified).encode()))
+    if call.local:
+        headers.append((b"x-resilient-local", call.local.encode("ascii", "replace")))
     if call.record is not None:
-        response.headers.append((b"x-resilient-call", b"%d" % call.record.number))
+        headers.append((b"x-resilient-call", b"%d" % call.record.number))
         if response.body is not None:
-            response.headers.append((b"x-resilient-cost", f"{call.record.cost:.6f}".encode()))
+            headers.append((b"x-resilient-cost", b"%.6f" % call.record.cost))
+    response.headers = headers
     return response

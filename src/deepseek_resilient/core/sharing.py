@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from deepseek_resilient.core.answer import Answer
@@ -93,12 +93,15 @@ def key_of(sharing: Sharing, call: Call) -> bytes | None:
     calls = sharing.policy.calls
     if not call.caching and calls != "all" and (calls == "asked" or not is_deterministic(fields)):
         return None
-    origin, path, account, pool = request.origin.encode(), request.path.encode(), b"%d" % request.account, call.pool
-    whose, variant = pool.encode(), request.variant
-    scope = b"%d:%b%d:%b%d:%b%d:%b%d:%b" % (
-        len(origin), origin, len(path), path, len(account), account, len(whose), whose, len(variant), variant,
-    )  # fmt: skip
+    scope = _scope(request.origin, request.path, request.account, call.pool, request.variant)
     return fingerprint(info.dialect, fields, scope)
+
+
+@lru_cache(maxsize=1024)
+def _scope(origin: str, path: str, account: int, pool: str, variant: bytes) -> bytes:
+    """What a key holds for beside the fields; each part with its length, so that no two scopes are written alike."""
+    parts = (origin.encode(), path.encode(), b"%d" % account, pool.encode(), variant)
+    return b"".join(b"%d:%b" % (len(part), part) for part in parts)
 
 
 async def answer(runtime: Runtime, call: Call, sharing: Sharing, key: bytes, lead: Lead) -> Outcome:

@@ -196,6 +196,8 @@ class AioCall:
                 work = self._sender.send(effect)
             elif kind is Wait:
                 work = self._fly(self._spawned) if self._spawned else _rung(self._loop, effect.bell)
+            elif kind is Spawn:
+                return self._coroutine.send, self._spawn(effect)
             else:
                 return self._coroutine.send, await self._perform(effect)
             answer = await (work if effect.until is None else self._within(work, effect.until))
@@ -220,8 +222,6 @@ class AioCall:
             return None
         if isinstance(effect, Ready):
             return None
-        if isinstance(effect, Spawn):
-            return self._spawn(effect)
         if isinstance(effect, Do):
             return await self._loop.run_in_executor(None, effect.work)
         raise refuse_foreign(effect)
