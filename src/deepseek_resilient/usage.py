@@ -17,14 +17,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_FIELD = re.compile(rb'"([a-z_]{5,32}_tokens)"\s*:\s*(\d{1,12})')
-_KNOWN = frozenset(
-    name + b"_tokens"
-    for name in (
-        b"prompt", b"completion", b"total", b"input", b"output", b"cached", b"prompt_cache_hit", b"cache_read_input",
-        b"cache_creation_input",
-    )
-)  # fmt: skip
+_FIELD = re.compile(
+    rb'"((?:prompt|completion|total|input|output|cached|prompt_cache_hit|cache_read_input|cache_creation_input)_tokens)"'
+    rb"\s*:\s*(\d{1,12})"
+)
 _MARK = b'"usage"'
 _OPENED = re.compile(rb'"usage"\s*:\s*\{')
 _LONGEST = 1024
@@ -54,7 +50,7 @@ def usage_of(data: bytes) -> Usage | None:
         if _OPENED.match(data, place):  # else it is a value, as in {"content":"usage"}, or null
             said: dict[bytes, int] = {}
             for name, count in _FIELD.findall(data, place, place + _LONGEST):
-                if name in _KNOWN and name not in said:
+                if name not in said:
                     said[name] = int(count)
             if said:
                 return _usage(said)

@@ -43,7 +43,7 @@ class AbandonedWork:
 
     def count_over(self, now: float) -> int:
         """How many are over by now and were not told yet."""
-        return sum(each.until <= now for each in self._work)
+        return sum(each.until <= now for each in self._work) if self._work else 0
 
     def over(self, now: float) -> list[float]:
         """The beginnings of the attempts that are over by now; told once."""

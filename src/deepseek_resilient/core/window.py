@@ -37,9 +37,11 @@ class Window:
 
     def _advance(self, now: float) -> None:
         head = int(now / self._width)
+        if head <= self._head:
+            return
         for step in range(self._head + 1, min(head, self._head + _SLICES) + 1):
             stale = self._slices[step % _SLICES]
             self._attempts -= stale[0]
             self._failures -= stale[1]
             stale[0] = stale[1] = 0
-        self._head = max(head, self._head)
+        self._head = head
