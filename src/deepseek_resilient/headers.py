@@ -36,7 +36,8 @@ OF_THE_HOST = frozenset((b"cookie", b"api-key", b"openai-organization", b"openai
 VARY = (b"anthropic-version", b"anthropic-beta", b"openai-beta", b"openai-organization", b"openai-project")
 """Headers that an answer, or who pays for it, depends on."""
 _MAX_RETRIES, _ATTEMPT, _DEADLINE = MAX_RETRIES_HEADER.encode(), ATTEMPT_HEADER.encode(), DEADLINE_HEADER.encode()
-OURS = (_MAX_RETRIES, PRIORITY_HEADER, TENANT_HEADER, CACHE_HEADER, _ATTEMPT, _DEADLINE)
+OURS_BEGIN = b"x-resilient-"
+OURS = frozenset((_MAX_RETRIES, PRIORITY_HEADER, TENANT_HEADER, CACHE_HEADER, _ATTEMPT, _DEADLINE))
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
 
 
@@ -94,7 +95,7 @@ def of_attempt(effect: Send, clock: Callable[[], float]) -> list[tuple[str, str]
 
 def foreign(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     """The headers that are the server's: one that speaks with our tongue (a gateway of ours, say) is not believed."""
-    return [pair for pair in headers if pair[0][:12].lower() != b"x-resilient-"]
+    return [pair for pair in headers if pair[0][:12].lower() != OURS_BEGIN]
 
 
 @lru_cache(maxsize=4096)
@@ -106,4 +107,4 @@ def account_of(credentials: bytes) -> int:
 def variant_of(query: bytes, found: Mapping[bytes, bytes], encodings: bytes) -> bytes:
     """What an answer depends on besides address, account and body."""
     said = [b"%b:%d:%b" % (name, len(found[name]), found[name]) for name in VARY if name in found]
-    return b"%d:%b" % (b"gzip" in encodings, b"%d:%b" % (len(query), query) + b"".join(said))
+    return b"%d:%d:%b%b" % (b"gzip" in encodings, len(query), query, b"".join(said))

@@ -127,6 +127,28 @@ def test_every_split_of_an_answer_is_the_same_answer(answer: bytes) -> None:
     run(scenario)
 
 
+def test_what_comes_behind_a_body_is_no_header() -> None:
+    """Neither of its own reply nor of the next one on the connection, of which names come in small letters. What a
+    server says with our tongue is none at all."""
+    first = CHUNKED.replace(b"trailer: x", b"X-Resilient-Tenant: a\r\nx-own: B\r\nlast:")
+    second = b"HTTP/1.1 200 OK\r\nX-Own: A\r\nX-Resilient-Error: b\r\nContent-Length: 5\r\n\r\nhello"
+
+    async def scenario(sender: Sender) -> None:
+        async with running(Scripted(first, second)) as server:
+            heads = []
+            for _ in range(2):
+                reply = await sender.send(effect(server.url))
+                assert isinstance(reply, Reply)
+                while await sender.read(Read(reply, until=None)):
+                    pass
+                heads.append(reply.headers)
+            assert [(b"content-type", b"application/json"), (b"transfer-encoding", b"chunked")] == heads[0]
+            assert [(b"x-own", b"A"), (b"content-length", b"5")] == heads[1]
+            assert 1 == server.connections
+
+    run(scenario)
+
+
 def test_interim_replies_are_passed_over() -> None:
     """100 and 103, with headers of their own."""
 

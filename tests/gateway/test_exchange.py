@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Any
 
 import pytest
@@ -33,11 +32,9 @@ class Wire:
 
 def exchange(wire: Wire, *, method: str = "GET", version: str = "1.1", keep_alive: bool = True) -> Exchange:
     flow: Any = wire
-    log = logging.getLogger("test")
     return Exchange(
-        {"method": method, "http_version": version}, flow, flow, log, log, False, [(b"date", b"now")],
-        asyncio.Event(), False, keep_alive, lambda: None,
-    )  # type: ignore[typeddict-item]  # fmt: skip
+        {"method": method, "http_version": version}, flow, flow, [(b"date", b"now")], False, keep_alive, lambda: None,
+    )  # fmt: skip
 
 
 def start(*headers: tuple[bytes, bytes], status: int = 200) -> Message:

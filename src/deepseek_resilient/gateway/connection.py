@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httptools
 
 from deepseek_resilient.core.messages import Failure, FailureKind, RawHeaders
+from deepseek_resilient.headers import OURS_BEGIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,10 +42,10 @@ class Connection(asyncio.Protocol):
         self._closing = False
         self._waiter: asyncio.Future[None] | None = None
         self._chunks: deque[bytes] = deque()
+        self._parser = httptools.HttpResponseParser(self)
         self._reset()
 
     def _reset(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
         self.status = 0
         self.headers: RawHeaders = []
         self._body = self._ended = self._framed = self._paused = self._surplus = False
@@ -148,7 +149,9 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._spoil(f"the server speaks no HTTP: {type(error).__name__}: {error}")
         else:
-            if not self._body and self._head_size > _LONGEST_HEAD:
+            if self._body:
+                self._wake()
+            elif self._head_size > _LONGEST_HEAD:
                 self._spoil(f"the server's head has more than {_LONGEST_HEAD} bytes")
 
     def eof_received(self) -> bool:
@@ -186,13 +189,15 @@ class Connection(asyncio.Protocol):
             self._closing = self._surplus = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        if self._surplus:
+        """One header, its name in small letters. A server that speaks with our tongue is not believed; what comes
+        behind the body is none."""
+        if self._surplus or self._body:
             return
-        self.headers.append((name, value))
-        lowered = name.lower()
-        if lowered == b"content-length" or (lowered == b"transfer-encoding" and b"chunked" in value.lower()):
+        name = name.lower()
+        if name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value.lower()):
             self._framed = True
+        if not name.startswith(OURS_BEGIN):
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The head, or that of an interim reply."""
@@ -205,7 +210,6 @@ class Connection(asyncio.Protocol):
         self.status = status
         self._body = True
         self._framed = self._framed or status in _NO_BODY
-        self._wake()
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
@@ -216,11 +220,9 @@ class Connection(asyncio.Protocol):
         if self._held > _HIGH and not self._paused:
             self._paused = True
             self.transport.pause_reading()
-        self._wake()
 
     def on_message_complete(self) -> None:
         """The end, unless it was an interim reply."""
         if self._body and not self._surplus:
             self._ended = True
             self._closing = self._closing or not self._parser.should_keep_alive()
-            self._wake()

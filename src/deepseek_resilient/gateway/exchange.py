@@ -6,23 +6,125 @@ packet that wakes the caller. It is checked as a whole, so nothing that an upstr
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
-_LINES = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9a-z-]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
+    from uvicorn.protocols.http.flow_control import FlowControl
+
+    from deepseek_resilient.core.messages import RawHeaders
+
+log = logging.getLogger("uvicorn.error")
+
+_LINES = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9a-z-]++: [^\x00-\x08\x0a-\x1f\x7f]*+\r\n)*+")
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection"))
 _NO_BODY = (204, 304)
+_FAILED = (
+    {
+        "type": "http.response.start",
+        "status": 500,
+        "headers": [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", b"21"),
+            (b"connection", b"close"),
+        ],
+    },
+    {"type": "http.response.body", "body": b"Internal Server Error"},
+)
 
 
-class Exchange(RequestResponseCycle):
-    """uvicorn's cycle of a request, with an answer of our own."""
+class Exchange:
+    """A request for an application, and its answer. Its connection says what comes of the request.
 
-    _head = b""
+    Args:
+        on_response: called once the answer has ended.
+    """
+
+    __slots__ = (
+        "_head", "_news", "_waiter", "body", "chunked_encoding", "default_headers", "disconnected",
+        "expected_content_length", "flow", "keep_alive", "more_body", "on_response", "response_complete",
+        "response_started", "scope", "transport", "waiting_for_100_continue",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        scope: dict[str, Any],
+        transport: asyncio.Transport,
+        flow: FlowControl,
+        default_headers: RawHeaders,
+        expect_100_continue: bool,
+        keep_alive: bool,
+        on_response: Callable[[], None],
+    ) -> None:
+        self.scope = scope
+        self.transport = transport
+        self.flow = flow
+        self.default_headers = default_headers
+        self.waiting_for_100_continue = expect_100_continue
+        self.keep_alive = keep_alive
+        self.on_response = on_response
+        self.body = b""
+        """What has come and was not received yet."""
+        self.more_body = True
+        self.disconnected = self.response_started = self.response_complete = False
+        self.chunked_encoding: bool | None = None
+        self.expected_content_length = 0
+        self._head = b""
+        self._news = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def run(self, app: Callable[..., Awaitable[None]]) -> None:
+        """Serve it. An application that owes an answer is a mistake; one that has not ended it, is hung up for."""
+        failed = False
+        try:
+            try:
+                await app(self.scope, self.receive, self.send)
+            except BaseException as error:
+                log.error("Exception in ASGI application\n", exc_info=error)
+                failed = True
+            if failed or not (self.response_complete or self.disconnected):
+                if self.response_started:
+                    self.transport.close()
+                    return
+                if not failed:
+                    log.error("ASGI callable returned without starting response.")
+                for message in _FAILED:
+                    await self.send(message)
+        finally:
+            self.on_response = _nothing
+
+    def wake(self) -> None:
+        """There is something for `receive`."""
+        self._news = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def hang_up(self) -> None:
+        """The caller is gone."""
+        self.disconnected = True
+        self.wake()
+
+    async def receive(self) -> dict[str, Any]:
+        """The next of the request, for one task at a time."""
+        if self.waiting_for_100_continue and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.waiting_for_100_continue = False
+        if not (self.disconnected or self.response_complete):
+            self.flow.resume_reading()
+            if not self._news:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+            self._news = False
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        body, self.body = self.body, b""
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
 
     async def send(self, message: Any) -> None:
         """A message of the application."""
@@ -54,7 +156,7 @@ class Exchange(RequestResponseCycle):
             self.transport.write(head + body)  # not writelines: asyncio's keeps an empty item for ever and never pauses
         if not more:
             self.response_complete = True
-            self.message_event.set()
+            self.wake()
             if not self.keep_alive:
                 self.transport.close()
             self.on_response()
@@ -64,7 +166,7 @@ class Exchange(RequestResponseCycle):
         lines: list[bytes] = []
         chunked: bool | None = None
         closes, length = False, 0
-        for name, value in (*self.default_headers, *headers):
+        for name, value in headers:
             low = name.lower()
             if low in _FRAMING:
                 if low == b"connection":
@@ -86,4 +188,9 @@ class Exchange(RequestResponseCycle):
             told += b"transfer-encoding: chunked\r\n"
         self.keep_alive = self.keep_alive and not closes
         self.chunked_encoding, self.expected_content_length = chunked, length
-        return b"%b%b\r\n" % (STATUS_LINE[status], told)
+        own = b"".join([b"%b: %b\r\n" % pair for pair in self.default_headers])
+        return b"%b%b%b\r\n" % (STATUS_LINE[status], own, told)
+
+
+def _nothing() -> None:
+    pass

@@ -13,17 +13,19 @@ slowly, is answered where it waits, and then the connection ends: what was behin
 
 from __future__ import annotations
 
-import asyncio
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from deepseek_resilient import wire
 from deepseek_resilient.gateway.exchange import Exchange
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from deepseek_resilient.gateway.settings import Limits
@@ -36,6 +38,10 @@ _COLON = 4
 """Bytes of a header beside its name and value."""
 _LINE = 64
 """Bytes of a head that are not counted, at most: method, version, line ends."""
+_SHORT = 200
+"""Bytes of a URL that is remembered: what callers make up does not fill the memory."""
+_MOMENT = 0.001
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
 CALLER = "deepseek_resilient.caller"
 """The extension of a request's scope by which an application asks of its `Caller`."""
 
@@ -92,7 +98,11 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
         _status = 400
         _timer: asyncio.TimerHandle | None = None
         _writing: asyncio.TimerHandle | None = None
+        _idle_since: float | None = None
         _running: Any = None
+        _upgrades = False  # the caller asks for another protocol
+        cycle: Any
+        pipeline: Any
         _gone: Callable[[], None] | None = None
 
         def connection_made(self, transport: Any) -> None:
@@ -105,15 +115,17 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop()
-            running = self._running
-            if running is not None and not running.response_complete:  # where a request behind it waits already
-                running.disconnected = True
-                running.message_event.set()
-                if self._gone is not None:
-                    self._gone()
+            self._unset_keepalive_if_required()
             if self._writing is not None:
                 self._writing.cancel()
-            super().connection_lost(exc)
+            self.connections.discard(self)
+            running = self._running
+            if running is not None and not running.response_complete:
+                running.hang_up()
+                if self._gone is not None:
+                    self._gone()
+            self.flow.resume_writing()
+            self.parser = None  # type: ignore[assignment]
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -141,14 +153,14 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
                 if self._begun:
                     self._take(0 if self._begins else len(data))
                 self._begins = False
-                if self.timeout_keep_alive_task is None:
+                if self._idle_since is None:
                     self._start()
 
         def _feed(self, data: bytes) -> None:
             rest = self._rest
             if rest is not None and rest.ended:
                 return
-            self._unset_keepalive_if_required()
+            self._idle_since = None
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
@@ -162,8 +174,8 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
                     self.send_400_response("Invalid HTTP request received.")
 
         def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._unset_keepalive_if_required()
+            self.url, self.headers, self.expect_100_continue = b"", [], False
+            self._idle_since = None
             if self.cycle is not None:  # the time of the first request runs since the connection opened
                 self._stop()
             self._bytes = 0
@@ -176,17 +188,28 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
             if size > limits.max_header_bytes or len(self.headers) > limits.max_headers:
                 self._status = 431
                 raise _TooLargeError
-            scope, url = self.scope, httptools.parse_url(self.url)
-            version = self.parser.get_http_version()
-            path = url.path.decode("ascii")
-            scope["method"], scope["http_version"] = self.parser.get_method().decode("ascii"), version
-            scope["path"], scope["raw_path"] = unquote(path) if "%" in path else path, url.path
-            scope["query_string"] = url.query or b""
+            parser = self.parser
+            version, self._upgrades = parser.get_http_version(), parser.should_upgrade()
+            path, raw_path, query = _parts_of(self.url) if len(self.url) <= _SHORT else _parts_of.__wrapped__(self.url)
+            scope = {
+                "type": "http",
+                "asgi": _ASGI,
+                "http_version": version,
+                "server": self.server,
+                "client": self.client,
+                "scheme": self.scheme,
+                "root_path": self.root_path,
+                "method": parser.get_method().decode("ascii"),
+                "path": path,
+                "raw_path": raw_path,
+                "query_string": query,
+                "headers": self.headers,
+                "extensions": {CALLER: self},
+            }
             before = self.cycle
             self.cycle = cycle = Exchange(
-                scope, self.transport, self.flow, self.logger, self.access_logger, self.access_log,
-                self.server_state.default_headers, asyncio.Event(), self.expect_100_continue,
-                version != "1.0" and self.parser.should_keep_alive() and not self.parser.should_upgrade(),
+                scope, self.transport, self.flow, self.server_state.default_headers, self.expect_100_continue,
+                version != "1.0" and parser.should_keep_alive() and not self._upgrades,
                 self.on_response_complete,
             )  # fmt: skip
             if before is None or before.response_complete:
@@ -195,33 +218,70 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
                 self.flow.pause_reading()
                 self.pipeline.appendleft((cycle, self.app))
 
-        def on_message_complete(self) -> None:
-            if self.parser.should_upgrade():  # its body is still to come
+        def on_body(self, body: bytes) -> None:
+            cycle = self.cycle
+            if cycle.response_complete:
                 return
-            super().on_message_complete()
-            if self._waits:  # that was the rest of a body that nobody wanted: now the connection is idle
+            cycle.body += body
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.wake()
+
+        def on_message_complete(self) -> None:
+            if self._upgrades and self._rest is None:  # its body is still to come
+                return
+            cycle = self.cycle
+            if not cycle.response_complete:
+                cycle.more_body = False
+                cycle.wake()
+            elif self._waits:  # that was the rest of a body that nobody wanted: now the connection is idle
                 self._stop()
-                self.timeout_keep_alive_task = self.loop.call_later(
-                    self.timeout_keep_alive, self.timeout_keep_alive_handler
-                )
+                self._begin_rest()
 
         def _start_asgi_task(self, cycle: Any, app: Any) -> None:
             self._running = cycle
-            cycle.scope["extensions"] = {CALLER: self}
-            super()._start_asgi_task(cycle, app)
+            task = self.loop.create_task(cycle.run(app))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
 
         def on_response_complete(self) -> None:
-            super().on_response_complete()
-            if self.expect_100_continue and self.cycle.response_complete and self.cycle.more_body:
-                self.transport.close()  # nobody was told to go on: whether a body comes now cannot be known
+            self.server_state.total_requests += 1
+            if self.transport.is_closing():
+                return
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
+            else:
+                self._begin_rest()
             if self.cycle.response_complete:
                 self._waits = True
-            if not self.pipeline and not self.transport.is_closing():
+                if self.expect_100_continue and self.cycle.more_body:
+                    self.transport.close()  # nobody was told to go on: whether a body comes now cannot be known
+                    return
+            if not self.pipeline:
                 kept, self._kept = self._kept, b""
                 if kept:
                     self.data_received(kept)
                 elif self._begun:
                     self._start()
+
+        def _begin_rest(self) -> None:
+            """Idle from now on. One timer does for all rests of a connection."""
+            self._idle_since = self.loop.time()
+            if self.timeout_keep_alive_task is None:
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
+
+        def timeout_keep_alive_handler(self) -> None:
+            self.timeout_keep_alive_task = None
+            if self._idle_since is None:
+                return
+            left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+            if left > _MOMENT:
+                self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
+            else:
+                super().timeout_keep_alive_handler()
 
         @property
         def sent(self) -> bool:
@@ -275,3 +335,11 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
             self._kept = b""
 
     return BoundedProtocol
+
+
+@lru_cache(maxsize=1024)
+def _parts_of(url: bytes) -> tuple[str, bytes, bytes]:
+    """Path, path as it came, query."""
+    parsed = httptools.parse_url(url)
+    path = parsed.path.decode("ascii")
+    return unquote(path) if "%" in path else path, parsed.path, parsed.query or b""

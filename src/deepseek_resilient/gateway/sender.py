@@ -10,13 +10,13 @@ import asyncio
 import logging
 import math
 import ssl
-from collections import deque
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING
 
 from deepseek_resilient.core.messages import Failure, FailureKind, Reply
 from deepseek_resilient.gateway.connection import Connection
 from deepseek_resilient.gateway.egress import proxy_for, tunnel
-from deepseek_resilient.headers import foreign, of_attempt
+from deepseek_resilient.headers import of_attempt
 from deepseek_resilient.proxies import proxies_from_environment
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Sender:
         self._keepalive = keepalive
         self._context = context
         self._proxies = proxies_from_environment() if proxies is None else proxies
-        self._idle: dict[Place, deque[Connection]] = {}
+        self._idle: defaultdict[Place, deque[Connection]] = defaultdict(deque)
         self._open: dict[Connection, Place] = {}
         self._told: dict[str, float] = {}
 
@@ -81,7 +81,7 @@ class Sender:
         if failure is not None:
             connection.close()
             return failure
-        reply = Reply(connection.status, foreign(connection.headers), connection)
+        reply = Reply(connection.status, connection.headers, connection)
         if connection.complete:
             reply.body, reply.ended = connection.take(), True
             self._give_back(connection)
@@ -165,7 +165,7 @@ class Sender:
         if not connection.reusable:
             connection.close()
             return
-        idle, now = self._idle.setdefault(place, deque()), self._clock()
+        idle, now = self._idle[place], self._clock()
         while idle and now - idle[0].idle_since > self._keepalive:
             idle.popleft().close()
         if connection not in idle:

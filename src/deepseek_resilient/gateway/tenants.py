@@ -103,11 +103,12 @@ class Account:
     def enter(self) -> None:
         """One more call. Raises RateLimitedError; else `leave` must follow."""
         tenant = self.tenant
+        counts = self.counts
         most = None if tenant is None else tenant.max_concurrency
-        if most is not None and self.in_flight >= most:
-            raise self._refused(f"{self.in_flight} calls are in flight, max_concurrency is {most}", _SOON)
+        if most is not None and counts.in_flight >= most:
+            raise self._refused(f"{counts.in_flight} calls are in flight, max_concurrency is {most}", _SOON)
         self.take()
-        self.counts.in_flight += 1
+        counts.in_flight += 1
 
     def take(self) -> None:
         """One more request, by money and rate alone: for a check, which is not told when the call ends.
