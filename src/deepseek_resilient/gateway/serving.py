@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _BACKLOG = 2048
 _SAID_OFTEN = (
     "Invalid HTTP request received.",
-    "ASGI callable returned without completing response.",
     "Unsupported upgrade request.",
     "No supported WebSocket library detected.",
 )
