@@ -287,6 +287,24 @@ def test_100_megabytes_are_refused_early(narrow: GatewayProcess, lab: LabProcess
     assert 1 == lab.statistics()["attempts"]
 
 
+@pytest.mark.parametrize("line", [b"x: y\r\n" * 1000, b"y" * 6000], ids=["lines", "one line"])
+def test_trailers_without_end_are_cut_off(narrow: GatewayProcess, lab: LabProcess, line: bytes) -> None:
+    """Of a request that was answered early, from a caller without a key; nothing of them is kept."""
+    exchange(narrow, LAST)
+    before = most_memory(narrow)
+    sent = 0
+    with connect(narrow) as caller:
+        caller.sendall(b"POST /v1/elsewhere HTTP/1.1\r\nhost: x\r\n" + CHUNKED + b"\r\n" + CHUNK + b"0\r\nx: ")
+        assert [404] == statuses(one_of(caller))
+        with contextlib.suppress(OSError):
+            while sent < 100_000_000:
+                caller.sendall(line)
+                sent += len(line)
+    assert sent < 20_000_000
+    assert most_memory(narrow) < before + 20_000
+    assert 1 == lab.statistics()["attempts"]
+
+
 def test_pipelined_requests_are_answered_in_order(narrow: GatewayProcess, lab: LabProcess) -> None:
     """Each with its own answer."""
     asked = [raw(messages=[{"role": "user", "content": f"number {number}"}]) for number in range(5)]

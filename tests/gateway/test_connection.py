@@ -149,6 +149,21 @@ def test_what_comes_behind_a_body_is_no_header() -> None:
     run(scenario)
 
 
+def test_what_comes_behind_a_body_has_an_end() -> None:
+    """Trailers that go on and on are no HTTP."""
+    answer = [CHUNKED.partition(b"trailer")[0], *[b"x: y\r\n" * 5000] * 20]
+
+    async def scenario(sender: Sender) -> None:
+        async with running(Scripted(answer)) as server:
+            reply = await sender.send(effect(server.url))
+            assert isinstance(reply, Reply)
+            while not isinstance(came := await sender.read(Read(reply, until=None)), Failure):
+                assert came
+            assert "what follows its body" in came.message
+
+    run(scenario)
+
+
 def test_interim_replies_are_passed_over() -> None:
     """100 and 103, with headers of their own."""
 

@@ -26,6 +26,12 @@ class Wire:
     def write(self, data: bytes) -> None:
         self.written.append(data)
 
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def resume_reading(self) -> None:
+        """Nothing comes by itself."""
+
     def close(self) -> None:
         self.closed = True
 
@@ -146,3 +152,20 @@ def test_who_speaks_an_old_version_gets_no_chunks() -> None:
     assert [b"connection: close\r\n\r\none", b"two"] == [wire.written[0][-24:], wire.written[1]]
     assert b"chunked" not in wire.written[0]
     assert wire.closed
+
+
+def test_a_body_in_pieces_is_received_at_once() -> None:
+    """As much of it as has come; who waits for more is woken by it, or by the caller's end. Only one may wait."""
+
+    async def work() -> None:
+        one = exchange(Wire())
+        assert [2, 5] == [one.feed(b"ab"), one.feed(b"cde")]
+        assert {"type": "http.request", "body": b"abcde", "more_body": True} == await one.receive()
+        waiting = asyncio.ensure_future(one.receive())
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="another task waits"):
+            await one.receive()
+        one.hang_up()
+        assert {"type": "http.disconnect"} == await waiting
+
+    asyncio.run(work())

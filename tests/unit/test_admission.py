@@ -302,6 +302,19 @@ def test_changes_are_told_with_time_and_load():
     assert [(2.0, 0, 2, 1.5, 2), (60.0, 2, 0, 0.0, 0)] == changes
 
 
+def test_a_signal_that_is_over_gives_way_whoever_moved_the_time():
+    """A weaker one that still holds counts from the next look on, also where a verdict came at the same moment."""
+    seen = []
+    for moments in ([], [4.5]):
+        it = meter(half_life=1.0, signal_lifetime=4.0)
+        it.report_places(0.0, 0, None, 2.0)
+        it.report_breakers(1.0, 1, 2)
+        for moment in moments:
+            it.report_verdict(moment, OK)
+        seen.append([it.look(at) for at in (4.5, 4.9)])
+    assert seen[0] == seen[1]
+
+
 def test_a_clock_read_before_another_threads_changes_nothing():
     """An older `now` is taken as the latest one seen."""
     it = meter()

@@ -157,11 +157,10 @@ class LoadMeter:
         if not (self._signal or self._load or self._level):
             return 0, 0.0
         with self._lock:
-            if now > self._seen_at:
-                self._advance(now)
-                if self._signal:
-                    self._combine(now)
-            now = self._seen_at
+            moved = now > self._seen_at
+            now = self._advance(now)
+            if self._signal and (moved or self._signal_until <= now):  # else it was combined at this very moment
+                self._combine(now)
             old, load = self._level, self._load
             level = self._level = self._next_level(now)
         if level != old and self._on_change is not None:

@@ -93,14 +93,14 @@ def key_of(sharing: Sharing, call: Call) -> bytes | None:
     calls = sharing.policy.calls
     if not call.caching and calls != "all" and (calls == "asked" or not is_deterministic(fields)):
         return None
-    scope = _scope(request.origin, request.path, request.account, call.pool, request.variant)
-    return fingerprint(info.dialect, fields, scope)
+    scope = _scope(request.origin, request.path, request.account, call.pool)
+    return fingerprint(info.dialect, fields, b"%b%d:%b" % (scope, len(request.variant), request.variant))
 
 
 @lru_cache(maxsize=1024)
-def _scope(origin: str, path: str, account: int, pool: str, variant: bytes) -> bytes:
-    """What a key holds for beside the fields; each part with its length, so that no two scopes are written alike."""
-    parts = (origin.encode(), path.encode(), b"%d" % account, pool.encode(), variant)
+def _scope(origin: str, path: str, account: int, pool: str) -> bytes:
+    """What a key holds for beside variant and fields; each with its length, so that no two are written alike."""
+    parts = (origin.encode(), path.encode(), b"%d" % account, pool.encode())
     return b"".join(b"%d:%b" % (len(part), part) for part in parts)
 
 

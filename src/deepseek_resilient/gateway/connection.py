@@ -28,8 +28,8 @@ class Connection(asyncio.Protocol):
     """Used by one call at a time, on the loop that made it. `idle_since` is for its pool."""
 
     __slots__ = (
-        "_body", "_chunks", "_closing", "_ended", "_failure", "_framed", "_head_size", "_held", "_loop", "_lost",
-        "_parser", "_paused", "_surplus", "_waiter", "fresh", "headers", "idle_since", "status", "transport",
+        "_body", "_chunks", "_closing", "_ended", "_failure", "_framed", "_held", "_loop", "_lost", "_parser",
+        "_paused", "_surplus", "_unclaimed", "_waiter", "fresh", "headers", "idle_since", "status", "transport",
     )  # fmt: skip
 
     def __init__(self, lost: Callable[[Connection], None]) -> None:
@@ -50,7 +50,7 @@ class Connection(asyncio.Protocol):
         self.headers: RawHeaders = []
         self._body = self._ended = self._framed = self._paused = self._surplus = False
         self._failure: Failure | None = None
-        self._held = self._head_size = 0
+        self._held = self._unclaimed = 0  # bytes: not taken yet; since the last that were of a head or a body
         self._chunks.clear()
 
     def send(self, data: bytes) -> None:
@@ -140,8 +140,7 @@ class Connection(asyncio.Protocol):
             self._closing = True
             self.transport.abort()
             return
-        if not self._body:
-            self._head_size += len(data)
+        self._unclaimed += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -149,10 +148,10 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._spoil(f"the server speaks no HTTP: {type(error).__name__}: {error}")
         else:
-            if self._body:
+            if self._unclaimed > _LONGEST_HEAD:
+                self._spoil(f"the server's head, or what follows its body, has more than {_LONGEST_HEAD} bytes")
+            elif self._body:
                 self._wake()
-            elif self._head_size > _LONGEST_HEAD:
-                self._spoil(f"the server's head has more than {_LONGEST_HEAD} bytes")
 
     def eof_received(self) -> bool:
         """The server hung up; without a length that is the end of the body."""
@@ -207,7 +206,7 @@ class Connection(asyncio.Protocol):
         if status < 200:
             self.headers, self._framed = [], False
             return
-        self.status = status
+        self.status, self._unclaimed = status, 0
         self._body = True
         self._framed = self._framed or status in _NO_BODY
 
@@ -215,6 +214,7 @@ class Connection(asyncio.Protocol):
         """A piece of the body."""
         if self._surplus:
             return
+        self._unclaimed = 0
         self._chunks.append(data)
         self._held += len(data)
         if self._held > _HIGH and not self._paused:

@@ -47,7 +47,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_head", "_news", "_waiter", "body", "chunked_encoding", "default_headers", "disconnected",
+        "_head", "_held", "_news", "_parts", "_waiter", "chunked_encoding", "default_headers", "disconnected",
         "expected_content_length", "flow", "keep_alive", "more_body", "on_response", "response_complete",
         "response_started", "scope", "transport", "waiting_for_100_continue",
     )  # fmt: skip
@@ -69,8 +69,8 @@ class Exchange:
         self.waiting_for_100_continue = expect_100_continue
         self.keep_alive = keep_alive
         self.on_response = on_response
-        self.body = b""
-        """What has come and was not received yet."""
+        self._parts: list[bytes] = []
+        self._held = 0
         self.more_body = True
         self.disconnected = self.response_started = self.response_complete = False
         self.chunked_encoding: bool | None = None
@@ -99,6 +99,13 @@ class Exchange:
         finally:
             self.on_response = _nothing
 
+    def feed(self, body: bytes) -> int:
+        """More of the request has come: how many bytes of it were not received yet."""
+        self._parts.append(body)
+        self._held += len(body)
+        self.wake()
+        return self._held
+
     def wake(self) -> None:
         """There is something for `receive`."""
         self._news = True
@@ -111,20 +118,22 @@ class Exchange:
         self.wake()
 
     async def receive(self) -> dict[str, Any]:
-        """The next of the request, for one task at a time."""
+        """The next of the request, for one task at a time. Raises RuntimeError for a second one."""
         if self.waiting_for_100_continue and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.waiting_for_100_continue = False
         if not (self.disconnected or self.response_complete):
             self.flow.resume_reading()
             if not self._news:
+                if self._waiter is not None and not self._waiter.done():
+                    raise RuntimeError("another task waits for this request")
                 self._waiter = asyncio.get_running_loop().create_future()
                 await self._waiter
             self._news = False
         if self.disconnected or self.response_complete:
             return {"type": "http.disconnect"}
-        body, self.body = self.body, b""
-        return {"type": "http.request", "body": body, "more_body": self.more_body}
+        parts, self._parts, self._held = self._parts, [], 0
+        return {"type": "http.request", "body": b"".join(parts), "more_body": self.more_body}
 
     async def send(self, message: Any) -> None:
         """A message of the application."""

@@ -90,6 +90,7 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
         """One connection."""
 
         _bytes = 0
+        _unclaimed = 0  # bytes since the last that were of a head or a body: of trailers, or of nothing
         _begins = False  # whether a head began in the piece that is read now
         _waits = True  # for a head: its first line, the rest of it, or whatever comes between two requests
         _begun = False  # a head
@@ -146,7 +147,10 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
                     if len(self._kept) > limits.max_header_bytes:
                         self._end_after_answer()
                 return
+            self._unclaimed += len(data)
             self._feed(data)
+            if self._unclaimed > limits.max_header_bytes + _LINE and not self._begun:
+                self.transport.close()
             if self.pipeline:
                 self.flow.resume_reading()
             elif self._waits and not self.transport.is_closing():
@@ -181,8 +185,13 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
             self._bytes = 0
             self._waits = self._begun = self._begins = True
 
+        def on_header(self, name: bytes, value: bytes) -> None:
+            if self._begun:  # what comes behind the body is none
+                super().on_header(name, value)
+
         def on_headers_complete(self) -> None:
             self._waits = self._begun = False
+            self._unclaimed = 0
             self._stop()
             size = len(self.url) + sum([len(name) + len(value) + _COLON for name, value in self.headers])
             if size > limits.max_header_bytes or len(self.headers) > limits.max_headers:
@@ -219,15 +228,13 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
                 self.pipeline.appendleft((cycle, self.app))
 
         def on_body(self, body: bytes) -> None:
+            self._unclaimed = 0
             cycle = self.cycle
-            if cycle.response_complete:
-                return
-            cycle.body += body
-            if len(cycle.body) > HIGH_WATER_LIMIT:
+            if not cycle.response_complete and cycle.feed(body) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
-            cycle.wake()
 
         def on_message_complete(self) -> None:
+            self._unclaimed = 0
             if self._upgrades and self._rest is None:  # its body is still to come
                 return
             cycle = self.cycle
