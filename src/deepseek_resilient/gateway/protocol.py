@@ -186,8 +186,12 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
             self._waits = self._begun = self._begins = True
 
         def on_header(self, name: bytes, value: bytes) -> None:
-            if self._begun:  # what comes behind the body is none
-                super().on_header(name, value)
+            if not self._begun:  # what comes behind the body is none
+                return
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
         def on_headers_complete(self) -> None:
             self._waits = self._begun = False
