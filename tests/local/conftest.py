@@ -36,6 +36,12 @@ def _surroundings(plain_environment: None, monkeypatch: pytest.MonkeyPatch) -> N
             monkeypatch.delenv(name)
 
 
+@pytest.fixture
+def no_gpu(_surroundings: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is run, or measured, takes the processors and the machine's memory, wherever the test runs."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny.gguf` says a sentence, `loop.gguf` for ever, `other.gguf` another one; `folder` is tiny as safetensors."""

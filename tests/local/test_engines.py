@@ -201,6 +201,7 @@ def test_a_broken_head_is_told(tmp_path, data, message):
         read_head(tmp_path / "x.gguf")
 
 
+@pytest.mark.usefixtures("no_gpu")
 @pytest.mark.skipif(NO_TORCH, reason="no transformers: pip install torch 'transformers[serving]>=5'")
 def test_transformers_serves_a_folder(models, tmp_path):
     """By its own server, with the key that it lacks; here with 8 bits and two calls at once."""

@@ -87,6 +87,7 @@ def test_a_file_that_is_damaged(serve, models, tmp_path, damage):
         assert "its log: " in said
 
 
+@pytest.mark.usefixtures("no_gpu")
 def test_a_model_that_is_too_large(serve, models, tmp_path):
     """Compared before anything is started: what it needs, what there is, what to do."""
     path = tmp_path / "large.gguf"
@@ -97,6 +98,7 @@ def test_a_model_that_is_too_large(serve, models, tmp_path):
     assert "take a smaller model or quantisation, or a smaller context" in said
 
 
+@pytest.mark.usefixtures("no_gpu")
 def test_a_context_that_is_too_large(serve, models):
     """It counts too; so does the limit one sets."""
     said = failing(serve(models / "tiny.gguf", context=1 << 24, memory_limit=300 << 20), "too_large")

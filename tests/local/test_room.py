@@ -123,6 +123,7 @@ def test_llamacpp_leaves_in_memory_what_the_card_cannot_hold(models: Path, tmp_p
     assert fits(asked, models / "tiny.gguf", replace(two, available=300_000_000))
 
 
+@pytest.mark.usefixtures("no_gpu")
 def test_memory_that_is_unknown_refuses_nothing(models: Path) -> None:
     """Memory that is there and full does."""
     tiny = models / "tiny.gguf"

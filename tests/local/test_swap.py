@@ -107,6 +107,7 @@ def test_a_model_that_cannot_be_loaded_changes_nothing(serve, models, heard, tmp
     heard.wait("ready", detail="nowhere.gguf does not take its place")
 
 
+@pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("reason", ["memory", "port"])
 def test_where_both_cannot_be_the_old_one_goes_first(serve, models, heard, monkeypatch, reason):
     """It is said before; there is no local model meanwhile."""
