@@ -19,14 +19,6 @@ if TYPE_CHECKING:
     from deepseek_resilient.gateway.settings import Limits, Listen
 
 _BACKLOG = 2048
-_SAID_OFTEN = (
-    "Invalid HTTP request received.",
-    "Unsupported upgrade request.",
-    "No supported WebSocket library detected.",
-)
-"""What uvicorn logs of callers that do wrong or hang up: as often as they please."""
-
-logging.getLogger("uvicorn.error").addFilter(lambda record: not str(record.msg).startswith(_SAID_OFTEN))
 
 
 class Server(uvicorn.Server):
