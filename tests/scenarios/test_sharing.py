@@ -229,6 +229,15 @@ def test_no_lifetime_still_shares() -> None:
     assert [None, "joined", None] == words(run)
 
 
+@pytest.mark.parametrize(("lifetime", "word"), [(0.0, None), (60.0, "joined")])
+def test_the_same_in_other_bytes_is_alike_where_answers_are_kept(lifetime: float, word: str | None) -> None:
+    """A crowd in flight says the same in the same bytes; an answer that is kept is found by what was asked."""
+    orders = {"top_p": 0.5, "max_tokens": 100}, {"max_tokens": 100, "top_p": 0.5}
+    cache = CachePolicy(lifetime=lifetime, stale_if_error=0.0)
+    run = shared(*(asks(0.1 * number, fields=fields) for number, fields in enumerate(orders)), cache=cache)
+    assert [None, word] == words(run)
+
+
 def _fly(cancel_after: int | None, stream: bool, seed: int = 3) -> tuple[list[Seen], int, int]:
     """Three callers; the first is cancelled after so many steps of the scheduler. What they saw, requests, steps."""
     scheduler = VirtualScheduler()

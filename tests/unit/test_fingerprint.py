@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepseek_resilient.core.fingerprint import fingerprint, is_deterministic
+from deepseek_resilient.core.fingerprint import digest, fingerprint, is_deterministic
 from deepseek_resilient.wire import Dialect
 
 CHAT, FIM, RESPONSES, MESSAGES = Dialect.CHAT, Dialect.FIM, Dialect.RESPONSES, Dialect.MESSAGES
@@ -131,6 +131,14 @@ def test_numbers_are_equal_by_value():
 def test_another_scope_or_dialect_is_another_key(one, other):
     """One account's answers are not another's."""
     assert (one == other) == (key({"a": 1}, *one) == key({"a": 1}, *other))
+
+
+@given(one=st.tuples(st.binary(max_size=3), st.binary(max_size=3)), other=st.tuples(st.binary(), st.binary()))
+def test_another_byte_is_another_key_where_bytes_have_to_be_the_same(one, other):
+    """Of the body or of the scope, and what is of one is not of the other."""
+    assert (one == other) == (digest(*one) == digest(*other))
+    assert digest(b"1", b"") != digest(b"", b"1")
+    assert digest(b"23", b"1") != digest(b"3", b"12")
 
 
 def test_what_has_no_canonical_form_has_no_key():

@@ -5,6 +5,9 @@ of a scope (address, account, tenant). Left out of it are fields that say what g
 documented default. What is not known here is in the key: a needless miss costs a call, a false hit is a wrong answer.
 So are `stream` (it changes the bytes), and `user`, `user_id` and `metadata` (they may keep users apart).
 
+Where no answer is kept, only calls that are in flight together can be alike: those of one crowd, or of a caller that
+repeats itself, which say the same in the same bytes. Their key is a digest of the bytes, a twentieth of the work.
+
 Defaults: https://api-docs.deepseek.com/api/create-chat-completion and .../create-completion, and OpenAI's reference of
 Chat Completions, Completions and Responses, August 2026. `max_tokens` has none that is known; thinking has one only
 for DeepSeek's own models.
@@ -54,8 +57,12 @@ def fingerprint(dialect: Dialect, fields: Mapping[str, Any], scope: bytes) -> by
         text = _canonical(telling)
     except (ValueError, RecursionError):
         return None
-    of = b"%b %d %b" % (dialect.encode(), len(scope), scope)
-    return sha256(of + text.encode("ascii")).digest()[:_SIZE]
+    return digest(text.encode("ascii"), b"%b %b" % (dialect.encode(), scope))
+
+
+def digest(body: bytes, scope: bytes) -> bytes:
+    """The key of a body that has to be the same to the byte, 16 bytes."""
+    return sha256(b"%d %b%b" % (len(scope), scope, body)).digest()[:_SIZE]
 
 
 def _equal(value: object, default: object) -> bool:

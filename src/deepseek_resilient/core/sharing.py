@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from deepseek_resilient.core.answer import Answer
 from deepseek_resilient.core.cache import AnswerCache, CacheStatistics
 from deepseek_resilient.core.effects import Do, Emit, Respond, Sleep, Wait
-from deepseek_resilient.core.fingerprint import fingerprint, is_deterministic
+from deepseek_resilient.core.fingerprint import digest, fingerprint, is_deterministic
 from deepseek_resilient.core.flight import Flight, Flights, Recorded, is_failure, ride, take_off
 from deepseek_resilient.core.messages import Failure, FailureKind, RawHeaders, Response
 from deepseek_resilient.core.verdict import VerdictKind
@@ -94,7 +94,8 @@ def key_of(sharing: Sharing, call: Call) -> bytes | None:
     if not call.caching and calls != "all" and (calls == "asked" or not is_deterministic(fields)):
         return None
     scope = _scope(request.origin, request.path, request.account, call.pool)
-    return fingerprint(info.dialect, fields, b"%b%d:%b" % (scope, len(request.variant), request.variant))
+    scope = b"%b%d:%b" % (scope, len(request.variant), request.variant)
+    return fingerprint(info.dialect, fields, scope) if sharing.cache.keeps else digest(request.body, scope)
 
 
 @lru_cache(maxsize=1024)

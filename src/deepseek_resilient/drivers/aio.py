@@ -72,6 +72,7 @@ class AioCall:
         "_clock",
         "_coroutine",
         "_fired",
+        "_flying",
         "_leaves",
         "_left",
         "_loop",
@@ -83,6 +84,7 @@ class AioCall:
         "_task",
         "_timer",
         "_until",
+        "_waiting",
     )
 
     def __init__(
@@ -103,6 +105,8 @@ class AioCall:
         self._leaves = leaves
         self._left = False
         self._spawned: Spawn | None = None
+        self._flying: Spawn | None = None
+        self._waiting = coroutine
         self._reply: Reply | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -195,7 +199,8 @@ class AioCall:
             elif kind is Send:
                 work = self._sender.send(effect)
             elif kind is Wait:
-                work = self._fly(self._spawned) if self._spawned else _rung(self._loop, effect.bell)
+                spawned, self._spawned = self._spawned, None
+                work = _rung(self._loop, effect.bell) if spawned is None else self._fly(spawned)
             elif kind is Spawn:
                 return self._coroutine.send, self._spawn(effect)
             else:
@@ -229,17 +234,18 @@ class AioCall:
     def leave(self) -> None:
         """For the `leaves` task: nobody wants the answer any more. It ends as one that is cancelled, at once, or once
         nobody else needs what it drives."""
-        if self._spawned is not None and self._spawned.awaited is not None and self._spawned.awaited():
+        if self._flying is not None and self._flying.awaited is not None and self._flying.awaited():
             self._left = True
-            self._coroutine.close()
+            self._waiting.close()
         elif self._leaves is not None:
             self._leaves.cancel()
 
     def _spawn(self, effect: Spawn) -> Callable[[], None]:
-        if effect.awaited is not None and self._leaves is not None:
+        if effect.awaited is not None and self._leaves is not None and self._flying is None:
             self._spawned = effect
             return partial(self._soon, self._end_flight)
-        task = self._loop.create_task(self._beside(effect).run())
+        beside = AioCall(effect.coroutine, self._sender, clock=self._clock, raise_as=self._raise_as, loop=self._loop)
+        task = self._loop.create_task(beside.run())
         _beside.add(task)
 
         def over(_: object) -> None:
@@ -249,22 +255,26 @@ class AioCall:
         task.add_done_callback(over)
         return partial(self._soon, task.cancel)
 
-    def _beside(self, effect: Spawn) -> AioCall:
-        return AioCall(effect.coroutine, self._sender, clock=self._clock, raise_as=self._raise_as, loop=self._loop)
-
     def _soon(self, end: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: so is everything on it
             self._loop.call_soon_threadsafe(end)
 
     def _end_flight(self) -> None:
-        if self._spawned is not None and self._leaves is not None:  # else it has ended, and the task does other things
+        if self._flying is not None and self._leaves is not None:  # else it has ended, and the task does other things
             self._leaves.cancel()
 
     async def _fly(self, effect: Spawn) -> None:
+        """Drive it in the place of the call, which only waits for it."""
+        self._flying, self._coroutine = effect, effect.coroutine
+        resume: Resume = effect.coroutine.send
+        answer: object = None
         try:
-            await self._beside(effect).run()
+            while True:
+                resume, answer = await self._answer(resume(answer))
+        except StopIteration:
+            pass
         finally:
-            self._spawned = None
+            self._flying, self._coroutine = None, self._waiting
             effect.ended()
 
     async def _within(self, work: Awaitable[Any], until: float) -> Any:
