@@ -35,11 +35,11 @@ from deepseek_resilient.gateway.relay import JSON, Relay, answer
 from deepseek_resilient.gateway.repeats import Repeats
 from deepseek_resilient.gateway.sender import Sender
 from deepseek_resilient.gateway.tenants import Account, Accounts
-from deepseek_resilient.headers import RETRIES, told, with_count
+from deepseek_resilient.headers import OURS, RETRIES, told, with_count
 from deepseek_resilient.wire_errors import error_body, spoken_at
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from deepseek_resilient.core.messages import RawHeaders, Response
     from deepseek_resilient.drivers.aio import AsyncSender
@@ -158,7 +158,8 @@ class Gateway:
         if path == "/openapi.json" and method == "GET":
             await answer(send, 200, document(), [JSON])
             return
-        account = self._who(headers)
+        found = dict(headers)
+        account = self._who(found)
         if is_check(path):
             await answer(send, *check(account, self.engine, path, headers, scope["query_string"]))
             return
@@ -167,15 +168,15 @@ class Gateway:
             raise no_such(method, path)
         account.counts.requests += 1
         caller: Caller = scope["extensions"][CALLER]
-        limits = self._limits(account, headers)
+        limits = self._limits(account, headers, found)
         if limits.get("retries_above"):
             account.counts.repeats += 1
         repeats = self._repeats
-        entered = is_long(headers)
+        entered = is_long(found)
         if entered and not await self._enter(send, path, account, repeats, lambda: b""):
             return  # nobody reads its body; the server throws away what comes, for as long as a head may take
         try:
-            body = await self._read(headers, receive, sent=caller.sent)
+            body = await self._read(found, receive, sent=caller.sent)
             if len(repeats):
                 known = repeats.find(_key_of(repeats, account, scope, limits, body))
                 if known is not None:
@@ -211,29 +212,26 @@ class Gateway:
             return False
         return True
 
-    def _who(self, headers: RawHeaders) -> Account:
-        bearer = other = b""
-        for name, value in headers:
-            if name == b"authorization" and value[:7].lower() == b"bearer ":
-                bearer = value[7:].strip()
-            elif name == b"x-api-key":
-                other = value
-            elif name == b"origin" and not (self.settings.tenants or self.settings.open or is_from_here(value)):
-                raise Problem(403, "permission_error", _WEB_PAGE)
-        key = bearer or other  # what is said of another scheme is for somebody before us
+    def _who(self, found: Mapping[bytes, bytes]) -> Account:
+        origin = found.get(b"origin")
+        if origin is not None and not (self.settings.tenants or self.settings.open or is_from_here(origin)):
+            raise Problem(403, "permission_error", _WEB_PAGE)
+        said = found.get(b"authorization", b"")
+        bearer = said[7:].strip() if said[:7].lower() == b"bearer " else b""
+        key = bearer or found.get(b"x-api-key", b"")  # what is said of another scheme is for somebody before us
         account = self.accounts.find(key)
         if account is None:
             told = "This gateway knows no such key. Ask whoever runs it for one" if key else _NO_KEY
             raise Problem(401, "authentication_error", told)
         return account
 
-    async def _read(self, headers: RawHeaders, receive: Callable[[], Awaitable[Any]], *, sent: bool) -> bytes:
+    async def _read(self, found: Mapping[bytes, bytes], receive: Callable[[], Awaitable[Any]], *, sent: bool) -> bytes:
         """The body of a request, within its limits; `sent`: it is there already."""
         limits = self.settings.limits
         longest = limits.max_body_bytes
-        for name, value in headers:
-            if name == b"content-length" and value.isdigit() and int(value[:18]) > longest:
-                raise too_long(longest)
+        length = found.get(b"content-length", b"")
+        if length.isdigit() and int(length[:18]) > longest:
+            raise too_long(longest)
         if sent:
             return await _body(receive, longest)
         try:
@@ -243,15 +241,14 @@ class Gateway:
             told = f"The body did not come within {limits.body_timeout:g} s"
             raise Problem(408, "timeout", told, close=True) from None
 
-    def _limits(self, account: Account, headers: RawHeaders) -> dict[str, Any]:
+    def _limits(self, account: Account, headers: RawHeaders, found: Mapping[bytes, bytes]) -> dict[str, Any]:
         """What a request says of itself, as far as its tenant may."""
         try:
-            limits = told(headers)
+            limits = {} if OURS.isdisjoint(found) else told(headers)
         except ConfigError as error:
             raise Problem(400, "invalid_request_error", f"A header of the request: {error}") from None
-        for name, value in headers:
-            if name == RETRIES:
-                with_count(limits, value)
+        if RETRIES in found:
+            with_count(limits, found[RETRIES])
         limits["tenant"], limits["pool"] = account.name, account.pool
         if account.deadline is not None:
             limits["at_most"] = min(account.deadline, limits.get("at_most", account.deadline))

@@ -42,7 +42,7 @@ class Connection(asyncio.Protocol):
         self._closing = False
         self._waiter: asyncio.Future[None] | None = None
         self._chunks: deque[bytes] = deque()
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: Any = httptools.HttpResponseParser(self)
         self._reset()
 
     def _reset(self) -> None:
@@ -161,6 +161,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """It is gone."""
         self._closing = True
+        self._parser = None  # it holds this
         if error is None:
             self._hung_up()
         else:

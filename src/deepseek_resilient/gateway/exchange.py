@@ -97,7 +97,7 @@ class Exchange:
                 for message in _FAILED:
                     await self.send(message)
         finally:
-            self.on_response = _nothing
+            self.on_response, self.scope = _nothing, {}  # the connection, which is in both, holds this
 
     def feed(self, body: bytes) -> int:
         """More of the request has come: how many bytes of it were not received yet."""

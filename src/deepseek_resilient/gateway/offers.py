@@ -11,7 +11,7 @@ from deepseek_resilient.gateway.check import is_check
 from deepseek_resilient.gateway.problem import Problem
 
 if TYPE_CHECKING:
-    from deepseek_resilient.core.messages import RawHeaders
+    from collections.abc import Mapping
 
 _SHORT = 65_536
 """Bytes of a body that the server takes in before anybody has asked for them."""
@@ -36,15 +36,11 @@ def route_of(method: str, path: str) -> str:
     return "/models" if asks_for_models(path) else path if path == "/openapi.json" else ""
 
 
-def is_long(headers: RawHeaders) -> bool:
+def is_long(found: Mapping[bytes, bytes]) -> bool:
     """Whether a body is so long, or may be, that the tenant's limits are asked before it is read. A shorter one is
     read first, for by its body a repeat is known."""
-    for name, value in headers:
-        if name == b"content-length":
-            return value.isdigit() and int(value[:18]) > _SHORT
-        if name == b"transfer-encoding":
-            return True
-    return False
+    length = found.get(b"content-length")
+    return b"transfer-encoding" in found if length is None else length.isdigit() and int(length[:18]) > _SHORT
 
 
 def no_such(method: str, path: str) -> Problem:

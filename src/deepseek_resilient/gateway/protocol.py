@@ -126,7 +126,7 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
                 if self._gone is not None:
                     self._gone()
             self.flow.resume_writing()
-            self.parser = None  # type: ignore[assignment]
+            self.parser = self._rest = None  # type: ignore[assignment]  # both hold this
 
         def pause_writing(self) -> None:
             super().pause_writing()
