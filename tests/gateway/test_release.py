@@ -47,7 +47,7 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(work)
+    asyncio.run(asyncio.wait_for(work, 10))
 
 
 @pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
