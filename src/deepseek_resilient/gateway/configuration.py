@@ -1,7 +1,7 @@
 """A gateway's settings from one TOML file and the environment; what is wrong is told with file, line and field.
 
     [gateway]            listen = "127.0.0.1:8400", admin, admin_key, workers, drain, open, log,
-                         growth, longest_refusal
+                         growth, longest_refusal, spent_file
     [gateway.limits]     the fields of `Limits`
     [upstream]           base_url, and api_key_env: the variable that has the key (default DEEPSEEK_API_KEY)
     [[upstreams]]        several: the fields of `Upstream`, with api_key_env
@@ -110,7 +110,7 @@ class _Reader:
         )
         wanted["policy"] = self._policy(data)
         wanted["telemetry"] = self._telemetry(data)
-        simple = ("admin_key", "workers", "drain", "open", "log", "growth", "longest_refusal")
+        simple = ("admin_key", "workers", "drain", "open", "log", "growth", "longest_refusal", "spent_file")
         self._known("gateway", gateway, (*simple, "listen", "admin", "limits"))
         return self._make("gateway", GatewaySettings, {**gateway, **wanted})
 

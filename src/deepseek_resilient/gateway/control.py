@@ -2,9 +2,12 @@
 
 Only the two ends of a socket pair that the supervisor made can speak on it, so a pickle is safe here.
 
-    supervisor → worker    ("settings", (n, GatewaySettings))   ("status", (n, None))   ("metrics", (n, None))
+    supervisor → worker    ("begin", (0, (GatewaySettings, Spent))), the first
+                           ("settings", (n, GatewaySettings))   ("status", (n, None))   ("metrics", (n, None))
+                           ("spent", (n, Spent)): what was spent elsewhere; the answer is what was spent here
                            ("drain", (0, None)), which has no answer
     worker → supervisor    ("ready", (0, True)) once, then (word, (n, answer)) for each question n
+                           ("spent", (0, Spent)), the last
 """
 
 from __future__ import annotations

@@ -185,6 +185,8 @@ class GatewaySettings:
         growth: a request repeated before its Retry-After is over gets one this many times as long, 1 to 10.
         longest_refusal: the longest such Retry-After, seconds, > 0.
         telemetry: what goes to an OpenTelemetry collector. None = nothing.
+        spent_file: a file in which what tenants have spent today outlives the gateway; `~` is the home folder. One for
+            each gateway. None = a gateway that begins anew begins at 0.
     """
 
     listen: Listen = field(default_factory=Listen)
@@ -202,9 +204,13 @@ class GatewaySettings:
     growth: float = 2.0
     longest_refusal: float = 60.0
     telemetry: Telemetry | None = None
+    spent_file: str | None = None
 
     def __post_init__(self) -> None:
         whole(self, "workers", 1)
+        spent: object = self.spent_file
+        if spent is not None and not (isinstance(spent, str) and spent and "\0" not in spent):
+            raise ConfigError(label(self, "spent_file"), spent, "the path of a file, or None")
         number(self, "drain", 0, above=True)
         number(self, "growth", 1, 10, unit="times")
         number(self, "longest_refusal", 0, above=True)

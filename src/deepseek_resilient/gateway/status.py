@@ -95,8 +95,6 @@ def _at(target: str) -> str:
 def snapshot(gateway: Gateway, decisions: Decisions) -> dict[str, Any]:
     """One worker."""
     statistics = gateway.engine.statistics()
-    accounts = gateway.accounts
-    everybody = [accounts.everybody] if accounts.everybody is not None else []
     ledger = statistics.ledger
     return {
         "in_flight": gateway.in_flight,
@@ -106,12 +104,8 @@ def snapshot(gateway: Gateway, decisions: Decisions) -> dict[str, Any]:
         "refused": dict(statistics.refused),
         "targets": {name: _target(target) for name, target in statistics.targets.items()},
         "tenants": {
-            account.name: {
-                **asdict(account.counts),
-                "spent_today": account.spent_today(),
-                "models": sorted(account.models),
-            }
-            for account in (*accounts.by_name.values(), *everybody)
+            account.name: {**asdict(account.counts), "models": sorted(account.models)}
+            for account in gateway.accounts.all()
         },
         "money": {} if ledger is None else {
             "spent": ledger.spent,

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from deepseek_resilient.gateway.outgoing import place_of
 from deepseek_resilient.gateway.pages import Pages
 from deepseek_resilient.gateway.serving import address_of, bind, log_to_stderr, make_server
 from deepseek_resilient.gateway.settings import Limits
+from deepseek_resilient.gateway.spending import Spending
 from deepseek_resilient.gateway.status import merged
 from deepseek_resilient.gateway.workers import Worker
 from deepseek_resilient.proxies import proxies_from_environment
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("deepseek_resilient.gateway")
 
 _GRACE = 2.0
-_FIXED = ("listen", "admin", "workers", "drain", "limits", "telemetry")
+_SETTLE = 1.0
+_FIXED = ("listen", "admin", "workers", "drain", "limits", "telemetry", "spent_file")
 """What a running gateway cannot change: it is checked with these, for they stay."""
 
 
@@ -55,6 +58,7 @@ class Supervisor:
         if self.settings.api_key is None and not self.settings.policy.routing.upstreams:
             log.warning("no key: DEEPSEEK_API_KEY is not set, so the upstream may refuse every call")
         _check_ways(self.settings)
+        self.spending = Spending(self.settings.spent_file, time.time)
         self.listening = bind(self.settings.listen)
         try:
             self._admin = bind(self.settings.admin)
@@ -77,6 +81,7 @@ class Supervisor:
         pages = make_server(self._pages, Limits(), drain=1.0, lifespan=False)
         admin = asyncio.create_task(pages.serve(sockets=[self._admin]))
         keeping = [asyncio.create_task(worker.keep()) for worker in self._workers]
+        settling = asyncio.create_task(self._settle())
         try:
             await self.ending.wait()
             self.listening.close()
@@ -84,20 +89,26 @@ class Supervisor:
         finally:
             for worker in self._workers:
                 worker.kill()
-            await asyncio.gather(*keeping, return_exceptions=True)
+            settling.cancel()
+            await asyncio.gather(*keeping, settling, return_exceptions=True)
+            await asyncio.to_thread(self.spending.save)
             self._pages.end()
             pages.should_exit = True
             await admin
 
     async def status(self) -> dict[str, Any]:
         """Of all workers together."""
+        settling = asyncio.gather(*(worker.settle() for worker in self._workers))
         told = await asyncio.gather(*(worker.status() for worker in self._workers))
-        known = [status for status in told if status is not None]
+        await settling
+        together, spent = merged([status for status in told if status is not None]), self.spending.totals()
+        for name, tenant in together.get("tenants", {}).items():
+            tenant["spent_today"] = spent.get(name, 0.0)
         return {
             "ready": self._is_ready(),
             "address": self._address,
             "workers": [{"number": worker.number, "ready": worker.ready} for worker in self._workers],
-            **merged(known),
+            **together,
         }
 
     async def metrics(self) -> bytes:
@@ -110,6 +121,13 @@ class Supervisor:
         if not self._announced and self._is_ready():
             self._announced = True
             self._announce(address_of(self.listening), address_of(self._admin))
+
+    async def _settle(self) -> None:
+        """Money is one for all workers."""
+        while True:
+            await asyncio.sleep(_SETTLE)
+            await asyncio.gather(*(worker.settle() for worker in self._workers))
+            await asyncio.to_thread(self.spending.save)
 
     async def pause(self, seconds: float) -> None:
         """That long, or until the gateway ends."""

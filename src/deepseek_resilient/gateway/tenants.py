@@ -3,8 +3,9 @@
 A key is known by its SHA-256: keys are random (`make_key`), so there is nothing that a slow hash would protect. The
 digest is looked up by a part of it and then compared as a whole in constant time.
 
-What a tenant may take is bounded by calls at once, requests per minute (`core/rate.py`) and dollars per day (UTC).
-Money is counted when it is known, at an attempt's end, so calls in flight may exceed the day's limit by their cost.
+What a tenant may take is bounded by calls at once, requests per minute (`core/rate.py`) and dollars per day (UTC). Of
+the first two each of several workers has its share; money is one for all (`spending.py`). It is counted when it is
+known, at an attempt's end, so calls in flight may exceed the day's limit by their cost.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from typing import TYPE_CHECKING
 from deepseek_resilient.config import Priority, RatePolicy
 from deepseek_resilient.core.rate import RateLimiter, Reservation
 from deepseek_resilient.errors import RateLimitedError
+from deepseek_resilient.gateway.spending import DAY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from deepseek_resilient.gateway.settings import Tenant
+    from deepseek_resilient.gateway.spending import Spent
 
-_DAY = 86_400.0
 _SOON = 1.0
 """Seconds until a place may be free again, where nothing better is known."""
 
@@ -79,6 +81,8 @@ class Account:
         self.models = frozenset(() if tenant is None else tenant.models)
         self.counts = Counts()
         self.spent = 0.0
+        """US dollars of this day, by this account; others of the same tenant may have spent more."""
+        self._elsewhere = 0.0
         self._clock = clock
         self._wall = wall
         self._lock = Lock()
@@ -91,7 +95,7 @@ class Account:
     def adopt(self, older: Account) -> None:
         """Go on where the account of the same tenant was before the settings changed."""
         self.counts = older.counts  # one for both: calls in flight still leave by the older account
-        self.spent, self._day = older.spent, older._day
+        self.spent, self._elsewhere, self._day = older.spent, older._elsewhere, older._day
         if older.tenant is not None and self.tenant is not None and _same_rate(older.tenant, self.tenant):
             self._limiter = older._limiter
 
@@ -106,7 +110,9 @@ class Account:
         counts = self.counts
         most = None if tenant is None else tenant.max_concurrency
         if most is not None and counts.in_flight >= most:
-            raise self._refused(f"{counts.in_flight} calls are in flight, max_concurrency is {most}", _SOON)
+            raise self._refused(
+                f"{counts.in_flight} calls are in flight, max_concurrency is {most}{self._whose}", _SOON
+            )
         self.take()
         counts.in_flight += 1
 
@@ -119,13 +125,14 @@ class Account:
         if tenant is None:
             return
         if tenant.dollars_per_day is not None and self.spent_today() >= tenant.dollars_per_day:
-            left = _DAY - self._wall() % _DAY
+            left = DAY - self._wall() % DAY
             raise self._refused(f"the ${tenant.dollars_per_day:g} of this day (UTC) are spent", left)
         if self._limiter is not None:
             reserved = self._limiter.reserve(self._clock(), patience=0.0)
             if not isinstance(reserved, Reservation):
                 wait = reserved if isinstance(reserved, float) else _SOON
-                raise self._refused(f"more than {tenant.requests_per_minute:g} requests per minute", wait)
+                told = f"more than {tenant.requests_per_minute:g} requests per minute{self._whose}"
+                raise self._refused(told, wait)
 
     def leave(self) -> None:
         """The call has ended."""
@@ -137,11 +144,23 @@ class Account:
             self._turn_page()
             self.spent += cost
 
-    def spent_today(self) -> float:
-        """US dollars."""
+    def hear(self, elsewhere: float) -> None:
+        """Other workers have spent so much today, US dollars."""
+        with self._lock:
+            self._turn_page()
+            self._elsewhere = elsewhere
+
+    def spent_here(self) -> float:
+        """US dollars of this day."""
         with self._lock:
             self._turn_page()
             return self.spent
+
+    def spent_today(self) -> float:
+        """US dollars, with those of other workers, as far as they were told."""
+        with self._lock:
+            self._turn_page()
+            return self.spent + self._elsewhere
 
     def most(self, wished: Priority | None) -> Priority | None:
         """The priority of a call that wishes for `wished`."""
@@ -150,13 +169,12 @@ class Account:
         return min(wished, self.priority)
 
     def _refused(self, why: str, wait: float) -> RateLimitedError:
-        told = f"Your limit at this gateway is reached: {why}{self._whose}"
-        return RateLimitedError(told, step="tenant", retry_after=wait)
+        return RateLimitedError(f"Your limit at this gateway is reached: {why}", step="tenant", retry_after=wait)
 
     def _turn_page(self) -> None:
-        day = self._wall() // _DAY
+        day = self._wall() // DAY
         if day != self._day:
-            self._day, self.spent = day, 0.0
+            self._day, self.spent, self._elsewhere = day, 0.0, 0.0
 
 
 class Accounts:
@@ -166,6 +184,7 @@ class Accounts:
         self, tenants: tuple[Tenant, ...], clock: Callable[[], float], wall: Callable[[], float], workers: int = 1
     ) -> None:
         self.by_name = {tenant.name: Account(tenant, clock, wall, workers) for tenant in tenants}
+        self._wall = wall
         self.everybody = None if tenants else Account(None, clock, wall)
         """Whoever calls, where there are no tenants."""
         self._by_key = {key[:_PART]: (key, self.by_name[tenant.name]) for tenant in tenants for key in tenant.keys}
@@ -188,6 +207,21 @@ class Accounts:
         known, account = self._by_key.get(digest[:_PART], (_NOBODY, None))
         return account if compare_digest(known, digest) else None
 
+    def all(self) -> list[Account]:
+        """One for each tenant, or that of everybody."""
+        return [*self.by_name.values()] if self.everybody is None else [self.everybody]
+
+    def spent(self) -> Spent:
+        """What was spent here."""
+        return int(self._wall() // DAY), {account.name: account.spent_here() for account in self.all()}
+
+    def hear(self, elsewhere: Spent) -> None:
+        """What was spent elsewhere."""
+        day, dollars = elsewhere
+        if day == self._wall() // DAY:
+            for account in self.all():
+                account.hear(dollars.get(account.name, 0.0))
+
     def charge(self, name: str, cost: float) -> None:
         """A call of that tenant cost so much. Thread-safe."""
         account = self.by_name.get(name) or self.everybody
@@ -199,12 +233,11 @@ def _share(tenant: Tenant, workers: int) -> Tenant:
     """What one of so many workers may let through: they do not speak with each other."""
     if workers == 1:
         return tenant
-    calls, rate, money = tenant.max_concurrency, tenant.requests_per_minute, tenant.dollars_per_day
+    calls, rate = tenant.max_concurrency, tenant.requests_per_minute
     return replace(
         tenant,
         max_concurrency=None if calls is None else max(calls // workers, 1),
         requests_per_minute=None if rate is None else rate / workers,
-        dollars_per_day=None if money is None else money / workers,
     )
 
 

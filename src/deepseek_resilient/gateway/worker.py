@@ -33,7 +33,7 @@ async def run(number: int, control: socket.socket, listening: socket.socket) -> 
     first = await channel.receive()
     if first is None:
         return
-    settings = first[1][1]
+    settings, elsewhere = first[1][1]
     log_to_stderr(settings.log)
     decisions, metrics = Decisions(), WorkerMetrics(number)
     listeners: list[Listener] = [decisions, metrics.listener]
@@ -44,6 +44,7 @@ async def run(number: int, control: socket.socket, listening: socket.socket) -> 
         exporting = Exporting(settings.telemetry)
         listeners.append(exporting.listener)
     gateway = Gateway(settings, listeners=listeners, watch=metrics.watch)
+    gateway.accounts.hear(elsewhere)
     app = gateway if exporting is None else exporting.around(gateway)
     server = make_server(app, settings.limits, drain=settings.drain, lifespan=True)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
@@ -52,6 +53,8 @@ async def run(number: int, control: socket.socket, listening: socket.socket) -> 
     server.should_exit = True
     await serving
     listen.cancel()
+    with contextlib.suppress(OSError):
+        await channel.send("spent", (0, gateway.accounts.spent()))
     if exporting is not None:
         await exporting.aclose()
     channel.close()
@@ -73,6 +76,9 @@ async def _obey(
             if word == "settings":
                 gateway.reload(value)
                 answer: object = True
+            elif word == "spent":
+                gateway.accounts.hear(value)
+                answer = gateway.accounts.spent()
             else:
                 answer = metrics.text() if word == "metrics" else snapshot(gateway, decisions)
         except Exception:

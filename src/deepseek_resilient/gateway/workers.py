@@ -19,6 +19,7 @@ from deepseek_resilient.gateway.control import Channel
 
 if TYPE_CHECKING:
     from deepseek_resilient.gateway.settings import GatewaySettings
+    from deepseek_resilient.gateway.spending import Spending
 
 log = logging.getLogger("deepseek_resilient.gateway")
 
@@ -36,6 +37,7 @@ class Keeper(Protocol):
     settings: GatewaySettings
     listening: socket.socket
     ending: asyncio.Event
+    spending: Spending
 
     def report_ready(self) -> None:
         """A worker takes calls."""
@@ -56,6 +58,7 @@ class Worker:
         self._numbers = itertools.count(_READY + 1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._pause = _FIRST_PAUSE
+        self._life = 0
 
     async def keep(self) -> None:
         """Run it, again and again, until the gateway ends."""
@@ -83,6 +86,13 @@ class Worker:
     async def metrics(self) -> str:
         """Its exposition; "" where it does not say."""
         return str(await self._ask("metrics") or "")
+
+    async def settle(self) -> None:
+        """It hears what was spent elsewhere, and tells what was spent there."""
+        spending, life = self._keeper.spending, self._life
+        told = await self._ask("spent", spending.elsewhere(life))
+        if told is not None:
+            spending.note(life, told)
 
     async def end(self, within: float) -> None:
         """Let it drain; kill it where it does not end."""
@@ -123,31 +133,37 @@ class Worker:
         finally:
             theirs.close()
         channel = await Channel.over(ours)
-        listening_to = asyncio.create_task(self._listen(channel))
+        life = self._life = keeper.spending.begin()
+        listening_to = asyncio.create_task(self._listen(channel, life))
         try:
             if keeper.ending.is_set():
                 self.kill()
             self._channel, settings = channel, keeper.settings
             ready = self._waiting[_READY] = asyncio.get_running_loop().create_future()
             with contextlib.suppress(OSError):
-                await channel.send("settings", (_READY, settings))
+                await channel.send("begin", (_READY, (settings, keeper.spending.elsewhere(life))))
             if await ready:
                 self.ready = True
                 while keeper.settings is not settings:  # they changed while it began
                     settings = keeper.settings
                     await self._ask("settings", settings)
                 keeper.report_ready()
-            return await process.wait()
+            status = await process.wait()
+            await asyncio.wait((listening_to,), timeout=_ANSWER)  # to its last word
+            return status
         finally:
             self.ready = False
             self._channel = None
             listening_to.cancel()
             channel.close()
 
-    async def _listen(self, channel: Channel) -> None:
+    async def _listen(self, channel: Channel, life: int) -> None:
         while (message := await channel.receive()) is not None:
-            number, value = message[1]
-            self._answer(number, value)
+            word, (number, value) = message
+            if word == "spent" and number == _READY:
+                self._keeper.spending.note(life, value)
+            else:
+                self._answer(number, value)
         for number in list(self._waiting):
             self._answer(number, None)
 
