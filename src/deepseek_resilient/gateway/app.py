@@ -177,8 +177,11 @@ class Gateway:
             return  # nobody reads its body; the server throws away what comes, for as long as a head may take
         try:
             body = await self._read(found, receive, sent=caller.sent)
+            make_key = partial(repeats.key_of, account.name, limits["priority"], path, scope["query_string"], body)
             if len(repeats):
-                known = repeats.find(_key_of(repeats, account, scope, limits, body))
+                key = make_key()
+                make_key = partial(bytes, key)  # once is enough
+                known = repeats.find(key)
                 if known is not None:
                     account.counts.repeats += not limits.get("retries_above")
                     account.counts.refused += 1
@@ -187,12 +190,11 @@ class Gateway:
                     await answer(send, refusal.status, refusal.body, [*refusal.headers, _retry_after(wait)])
                     return
             if not entered:
-                key = partial(_key_of, repeats, account, scope, limits, body)
-                entered = await self._enter(send, path, account, repeats, key)
+                entered = await self._enter(send, path, account, repeats, make_key)
                 if not entered:
                     return
             if dialect.is_inference:
-                await self._call(scope, caller, send, account, body, limits, repeats)
+                await self._call(scope, caller, send, account, body, limits, repeats, make_key)
             else:
                 await self._models(scope, caller, send, account)
         finally:
@@ -261,7 +263,7 @@ class Gateway:
 
     async def _call(
         self, scope: Any, caller: Caller, send: Callable[..., Any], account: Account, body: bytes,
-        limits: dict[str, Any], repeats: Repeats,
+        limits: dict[str, Any], repeats: Repeats, make_key: Callable[[], bytes],
     ) -> None:  # fmt: skip
         settings, path = self.settings, scope["path"]
         fields: Any = None
@@ -277,7 +279,7 @@ class Gateway:
         request.plain = stream  # comments and errors of ours may come between its events
 
         async def refuse(refused: Response) -> None:
-            await self._refuse(send, repeats, _key_of(repeats, account, scope, limits, body), refused)
+            await self._refuse(send, repeats, make_key(), refused)
 
         response = await self._relay(caller, send, scope["path"]).run(
             self.engine.call(request, **limits),
@@ -341,10 +343,6 @@ class _Charging:
     def __call__(self, event: Event) -> None:
         if isinstance(event, AttemptCharged) and event.cost:
             self._gateway.accounts.charge(event.tenant, event.cost)
-
-
-def _key_of(repeats: Repeats, account: Account, scope: Any, limits: dict[str, Any], body: bytes) -> bytes:
-    return repeats.key_of(account.name, limits["priority"], scope["path"], scope["query_string"], body)
 
 
 _WEB_PAGE = "Without tenants this gateway is for programs on this machine, and not for web pages from elsewhere"

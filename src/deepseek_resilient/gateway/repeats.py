@@ -13,8 +13,9 @@ is computed while nothing is remembered.
 from __future__ import annotations
 
 from collections import OrderedDict
-from hashlib import blake2b
 from typing import TYPE_CHECKING
+
+from deepseek_resilient.core.fingerprint import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,8 +64,7 @@ class Repeats:
 
     def key_of(self, tenant: str, priority: object, path: str, query: bytes, body: bytes) -> bytes:
         """What a request is recognised by: what is asked, by whom, and how much it matters."""
-        said = f"{tenant}\0{priority}\0{path}\0".encode()
-        return blake2b(b"%b%d\0%b%b" % (said, len(query), query, body), digest_size=16).digest()
+        return digest(body, f"{tenant}\0{priority}\0{path}\0".encode() + query)
 
     def find(self, key: bytes) -> tuple[Refusal, float] | None:
         """The refusal of a request that came too early, and the seconds that it has to wait now."""
