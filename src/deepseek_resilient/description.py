@@ -67,6 +67,8 @@ def _cache(policy: CachePolicy | None) -> str:
         return "off: no answer is kept or shared"
     whose = {"deterministic": "deterministic calls", "all": "all calls", "asked": "calls that ask for it"}[policy.calls]
     where = "memory" if policy.path is None else f"memory and {policy.path}"
+    if policy.lifetime + policy.stale == 0:
+        return f"no answer is kept; {whose} share one where they are in flight together" if policy.share else "off"
     return (
         f"answers to {whose} are kept in {where} for {_seconds(policy.lifetime)}, {_seconds(policy.stale)} more where "
         f"a call fails{'; identical calls in flight share one' if policy.share else ''}"

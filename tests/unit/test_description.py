@@ -105,6 +105,12 @@ def test_one_numbered_line_per_step():
             "deterministic calls are kept in memory and a.db for 60 s, 3600 s more where a call fails; identical",
         ),
         ("cache", Policy(cache=CachePolicy(calls="asked", share=False)), "answers to calls that ask for it are kept"),
+        (
+            "cache",
+            Policy(cache=CachePolicy(lifetime=0, stale_if_error=0)),
+            "no answer is kept; deterministic calls share",
+        ),
+        ("cache", Policy(cache=CachePolicy(lifetime=0, stale_if_error=0, share=False)), "off"),
         ("hedge", Policy(), "off: no second attempt"),
         ("hedge", Policy(hedge=HedgePolicy()), "later than 98% of its kind, for at most 3% of calls"),
         ("stream", Policy(), "first content within 60 s; silence at most 60 s"),

@@ -88,7 +88,7 @@ def _check(options: argparse.Namespace) -> int:
     for tenant in settings.tenants:
         print(f"{tenant.name}: {_terms(tenant)}")
     if settings.tenants:
-        shares = "; each of the workers has its share of the limits" if settings.workers > 1 else ""
+        shares = "; each of the workers has its share of calls and requests" if settings.workers > 1 else ""
         print(f"A tenant's priority and deadline go before those below{shares}.\n")
     print(describe(settings.policy))
     if settings.api_key is None and not upstreams:

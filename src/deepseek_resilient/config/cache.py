@@ -31,7 +31,7 @@ class CachePolicy:
             fetched beside it, seconds, >= 0.
         stale_if_error: for this long after its lifetime it is given where the call would otherwise fail, or where the
             ladder has `StaleAnswer`, seconds, >= 0.
-        share: identical calls in flight share one answer.
+        share: identical calls in flight share one answer; where nothing is kept, those that are the same to the byte.
         pace: seconds between two pieces of a kept stream, > 0. None = at once.
         path: a file in which answers outlive the process, shared with other processes; `~` is the home folder. None =
             memory only. Readable by its owner only; not encrypted. A file that is there and not one of ours is left as
