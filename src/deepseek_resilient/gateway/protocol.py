@@ -89,9 +89,7 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
     class BoundedProtocol(HttpToolsProtocol):
         """One connection."""
 
-        _bytes = 0
-        _unclaimed = 0  # bytes since the last that were of a head or a body: of trailers, or of nothing
-        _begins = False  # whether a head began in the piece that is read now
+        _unclaimed = 0  # bytes since the last of a body: of a head behind the piece it began in, of trailers, of nothing
         _waits = True  # for a head: its first line, the rest of it, or whatever comes between two requests
         _begun = False  # a head
         _kept = b""  # what came behind requests that wait
@@ -149,16 +147,16 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
                 return
             self._unclaimed += len(data)
             self._feed(data)
-            if self._unclaimed > limits.max_header_bytes + _LINE and not self._begun:
-                self.transport.close()
+            if self._unclaimed > limits.max_header_bytes + _LINE:
+                if self._begun:
+                    self._status = 431
+                    self.send_400_response("")
+                else:
+                    self.transport.close()
             if self.pipeline:
                 self.flow.resume_reading()
-            elif self._waits and not self.transport.is_closing():
-                if self._begun:
-                    self._take(0 if self._begins else len(data))
-                self._begins = False
-                if self._idle_since is None:
-                    self._start()
+            elif self._waits and self._idle_since is None:
+                self._start()
 
         def _feed(self, data: bytes) -> None:
             rest = self._rest
@@ -182,8 +180,8 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
             self._idle_since = None
             if self.cycle is not None:  # the time of the first request runs since the connection opened
                 self._stop()
-            self._bytes = 0
-            self._waits = self._begun = self._begins = True
+            self._unclaimed = 0
+            self._waits = self._begun = True
 
         def on_header(self, name: bytes, value: bytes) -> None:
             if not self._begun:  # what comes behind the body is none
@@ -317,13 +315,6 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
                 % (self._status, _WORDS[self._status], len(body), body)
             )
             self.transport.close()
-
-        def _take(self, size: int) -> None:
-            """More of a head that has not ended; of the piece in which it begins, nobody says how much is of it."""
-            self._bytes += size
-            if self._bytes > limits.max_header_bytes + _LINE:
-                self._status = 431
-                self.send_400_response("")
 
         def _start(self) -> None:
             if self._timer is None and not self.transport.is_closing():
