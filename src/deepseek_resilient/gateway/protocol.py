@@ -89,7 +89,7 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
     class BoundedProtocol(HttpToolsProtocol):
         """One connection."""
 
-        _unclaimed = 0  # bytes since the last of a body: of a head behind the piece it began in, of trailers, of nothing
+        _unclaimed = 0  # bytes since the last of a body: of a head behind its first piece, of trailers, of nothing
         _waits = True  # for a head: its first line, the rest of it, or whatever comes between two requests
         _begun = False  # a head
         _kept = b""  # what came behind requests that wait
