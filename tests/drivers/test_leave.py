@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deepseek_resilient import CachePolicy, Engine, Policy
+from deepseek_resilient import CachePolicy, ConcurrencyPolicy, Engine, Policy
 from deepseek_resilient.core.messages import Failure, Reply, Request, Response
 from deepseek_resilient.drivers.aio import AioCall
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from deepseek_resilient.core.effects import Read, Send
 
 ASKED = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]}).encode()
+SHARED = CachePolicy(calls="all", lifetime=0, stale_if_error=0)
 ANSWER = json.dumps({"model": "m", "choices": [{"message": {"content": "ho"}, "finish_reason": "stop"}]}).encode()
 
 
@@ -52,14 +53,15 @@ class Upstream:
 class Caller:
     """One call, in a task that is left and never cancelled."""
 
-    def __init__(self, engine: Engine, upstream: Upstream) -> None:
+    def __init__(self, engine: Engine, upstream: Upstream, asked: bytes = ASKED) -> None:
         self._engine = engine
         self._upstream = upstream
+        self._asked = asked
         self.call: AioCall | None = None
         self.task = asyncio.create_task(self._run())
 
     async def _run(self) -> Response:
-        request = Request(method="POST", origin="http://x", path="/chat/completions", body=ASKED)
+        request = Request(method="POST", origin="http://x", path="/chat/completions", body=self._asked)
         self.call = AioCall(
             self._engine.call(request), self._upstream, clock=self._engine.clock, raise_as=lambda _: ValueError(),
             leaves=asyncio.current_task(),
@@ -78,7 +80,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 async def begin(callers: int) -> tuple[Engine, Upstream, list[Caller]]:
     """So many identical calls, whose answer is on its way."""
-    engine, upstream = Engine(Policy(cache=CachePolicy(calls="all", lifetime=0, stale_if_error=0))), Upstream()
+    engine, upstream = Engine(Policy(cache=SHARED)), Upstream()
     made = [Caller(engine, upstream) for _ in range(callers)]
     await asyncio.sleep(0.01)
     assert 1 == upstream.sent
@@ -160,5 +162,37 @@ def test_the_last_one_to_leave_ends_it(order: tuple[int, int]) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await caller.task
         assert (1, 1, 0) == (upstream.sent, upstream.given_up, engine.statistics().in_flight)
+
+    run(work())
+
+
+def test_a_call_that_waits_for_its_turn_is_driven_to_its_end() -> None:
+    """It waits itself while it is waited for."""
+
+    async def work() -> None:
+        engine = Engine(Policy(cache=SHARED, concurrency=ConcurrencyPolicy(minimum=1, initial=1, maximum=1)))
+        upstream = Upstream()
+        first = Caller(engine, upstream)
+        second = Caller(engine, upstream, ASKED.replace(b"hi", b"ho"))
+        await asyncio.sleep(0.01)
+        assert 1 == upstream.sent
+        upstream.may.set()
+        assert [ANSWER, ANSWER] == [(await each.task).body for each in (first, second)]
+        assert 2 == upstream.sent
+
+    run(work())
+
+
+def test_who_is_cancelled_instead_takes_the_call_along() -> None:
+    """The others begin another one."""
+
+    async def work() -> None:
+        engine, upstream, (first, other) = await begin(2)
+        first.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first.task
+        upstream.may.set()
+        assert ANSWER == (await other.task).body
+        assert (2, 1, 0) == (upstream.sent, upstream.given_up, engine.statistics().in_flight)
 
     run(work())

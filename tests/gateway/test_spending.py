@@ -45,6 +45,10 @@ def test_each_hears_what_the_others_have_spent() -> None:
     assert (TODAY, {"a": 2.0, "b": 5.0}) == spending.elsewhere(second)
     assert (TODAY, {"a": 2.5, "b": 5.0}) == spending.elsewhere(spending.begin())
     assert {"a": 2.5, "b": 5.0} == spending.totals()
+    spending.end(first)
+    spending.end(second)
+    spending.end(spending.begin())
+    assert {"a": 2.5, "b": 5.0} == spending.totals()
 
 
 def test_a_day_begins_at_nothing() -> None:
@@ -82,6 +86,7 @@ def test_a_file_outlives_the_gateway(tmp_path: Path) -> None:
     "found",
     [
         b"", b"[]", b'{"day": 1}', b'{"day": 1, "dollars": []}', b'{"day": 1e999, "dollars": {}}', b"\xff",
+        b"[" * 99_999,
         b'{"day": 1, "dollars": {"a": NaN}}', b'{"day": 1, "dollars": {"a": -1}}', b'{"day": 1, "dollars": {"a": "x"}}',
     ],
 )  # fmt: skip
@@ -100,6 +105,26 @@ def test_a_place_that_cannot_be_used_is_told_at_the_start(tmp_path: Path) -> Non
         Spending(str(tmp_path / "nowhere" / "spent.json"), Wall())
     with pytest.raises(ConfigError, match=r"can be read .Is a directory"):
         Spending(str(tmp_path), Wall())
+
+
+def test_a_home_that_nobody_has_is_a_folder_that_is_not_there() -> None:
+    """And no mistake of ours."""
+    with pytest.raises(ConfigError, match=r"can be written .No such file"):
+        Spending("~nobody-of-that-name/spent.json", Wall())
+
+
+def test_links_are_not_followed_by_the_draft_and_kept_by_the_file(tmp_path: Path) -> None:
+    """What somebody put in the draft's place is not written to; a file that is a link stays one."""
+    real, path, victim = tmp_path / "real.json", tmp_path / "spent.json", tmp_path / "victim"
+    path.symlink_to(real)
+    victim.write_text("of somebody else")
+    (tmp_path / "real.json.new").symlink_to(victim)
+    spending = Spending(str(path), Wall())
+    spending.note(spending.begin(), (TODAY, {"a": 1.0}))
+    spending.save()
+    assert "of somebody else" == victim.read_text()
+    assert {"a": 1.0} == json.loads(real.read_text())["dollars"]
+    assert (True, False, 0o600) == (path.is_symlink(), real.is_symlink(), real.stat().st_mode & 0o777)
 
 
 def test_a_file_that_cannot_be_written_any_more_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -146,6 +171,30 @@ def test_money_is_one_for_all_workers_and_outlives_them(lab: LabProcess, folder:
         assert spent == process.status()["tenants"]["a"]["spent_today"]
     with GatewayProcess(folder, lab.base_url, more, gateway) as process:
         assert {429} == statuses(process, key, 4)
+
+
+def test_what_was_spent_is_written_while_it_runs(lab: LabProcess, folder: Path) -> None:
+    """Also where nobody asks how it stands; a change of the file needs a restart."""
+    key, digest = make_key()
+    path = folder / "spent.json"
+    with GatewayProcess(folder, lab.base_url, tenant("a", digest), f'spent_file = "{path}"') as process:
+        assert {200} == statuses(process, key, 1)
+        assert eventually(lambda: json.loads(path.read_text())["dollars"].get("a", 0.0) > 0)
+        process.write(tenant("a", digest), f'spent_file = "{folder / "other.json"}"')
+        process.signal(signal.SIGHUP)
+        assert eventually(lambda: "spent_file has changed: that needs a restart" in process.log)
+
+
+def test_a_gateway_that_cannot_start_leaves_the_file(lab: LabProcess, gateway: GatewayProcess, folder: Path) -> None:
+    """It may be that of the one that runs."""
+    path = folder / "spent.json"
+    path.write_text('{"day": 1,   "dollars": {}}')
+    second = GatewayProcess(folder, lab.base_url)
+    listen = gateway.url.removeprefix("http://").removesuffix("/v1")
+    second.path.write_text(f'[gateway]\nlisten = "{listen}"\nspent_file = "{path}"\n')
+    with pytest.raises(AssertionError, match="in use"):
+        second.__enter__()
+    assert '{"day": 1,   "dollars": {}}' == path.read_text()
 
 
 def test_what_was_spent_while_it_drains_is_written(lab: LabProcess, folder: Path) -> None:

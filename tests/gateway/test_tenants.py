@@ -85,6 +85,40 @@ def test_money_of_a_day() -> None:
     one.enter()
 
 
+def test_money_is_no_share() -> None:
+    """One of two workers lets through what all may spend, less what it heard of the other one."""
+    clock = Clock()
+    accounts = Accounts((Tenant(name="a", keys=(DIGEST,), dollars_per_day=1.0),), clock, clock, workers=2)
+    one = accounts.by_name["a"]
+    one.charge(0.6)
+    one.enter()
+    accounts.hear((1, {"a": 0.5}))  # of another day
+    one.enter()
+    accounts.hear((0, {"a": 0.5}))
+    with pytest.raises(RateLimitedError, match=r"the \$1 of this day \(UTC\) are spent$"):
+        one.enter()
+    assert ((0, {"a": 0.6}), 1.1) == (accounts.spent(), one.spent_today())
+    clock.now += DAY
+    assert ((1, {"a": 0.0}), 0.0) == (accounts.spent(), one.spent_today())
+    one.enter()
+
+
+def test_a_tenant_that_comes_back_has_spent_what_it_had() -> None:
+    """Also what it heard of other workers, and what its last calls cost."""
+    clock = Clock()
+    tenants = tuple(Tenant(name=name, keys=(f"sha256:{name * 64}",), dollars_per_day=5.0) for name in "ab")
+    first = Accounts(tenants, clock, clock)
+    first.charge("a", 2.0)
+    first.hear((0, {"a": 1.0}))
+    without, again = Accounts(tenants[1:], clock, clock), Accounts(tenants, clock, clock)
+    without.adopt(first)
+    without.charge("a", 0.5)
+    assert (0, {"a": 2.5, "b": 0.0}) == without.spent()
+    again.adopt(without)
+    assert 3.5 == again.by_name["a"].spent_today()
+    assert (0, {"a": 2.5, "b": 0.0}) == again.spent()
+
+
 def test_a_reload_takes_over_what_was_counted() -> None:
     """Calls in flight leave by the older account, and make room in the newer one."""
     clock = Clock()
@@ -152,13 +186,14 @@ def test_a_mistake_of_ours_is_told_in_json(caplog: pytest.LogCaptureFixture, mon
     assert "ZeroDivisionError" in caplog.text
 
 
-def asks(process: GatewayProcess, key: str, number: int, **fields: Any) -> list[int]:
-    """The statuses of so many identical calls at once."""
+def asks(process: GatewayProcess, key: str, number: int, *others: str, **fields: Any) -> list[int]:
+    """The statuses of so many identical calls at once, with that key and with each of the others."""
 
     async def run() -> list[int]:
-        headers = {"authorization": f"Bearer {key}"}
-        async with httpx.AsyncClient(headers=headers, timeout=30, limits=httpx.Limits(max_connections=200)) as client:
-            calls = (client.post(f"{process.url}/chat/completions", json={**CHAT, **fields}) for _ in range(number))
+        url, body = f"{process.url}/chat/completions", {**CHAT, **fields}
+        async with httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=200)) as client:
+            keys = [each for each in (key, *others) for _ in range(number)]
+            calls = [client.post(url, json=body, headers={"authorization": f"Bearer {each}"}) for each in keys]
             return [answer.status_code for answer in await asyncio.gather(*calls)]
 
     return asyncio.run(run())
@@ -179,13 +214,11 @@ def test_answers_are_kept_for_whom_the_tenant_says(lab: LabProcess, folder: Path
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_identical_calls_in_flight_are_one(lab: LabProcess, folder: Path, stream: bool) -> None:
-    """Fifty of one tenant are one call upstream; of two tenants, two. Afterwards nothing is kept."""
+    """Fifty of one tenant are one call upstream; of two tenants at once, two. Afterwards nothing is kept."""
     (one, first), (other, second) = make_key(), make_key()
     with GatewayProcess(folder, lab.base_url, tenant("a", first) + tenant("b", second)) as process:
         lab.script(next=["slow_first_token;delay=1"] * 2 if stream else ["keep_alive;duration=1;interval=0.1"] * 2)
-        assert {200} == set(asks(process, one, 50, stream=stream))
-        assert 1 == lab.statistics()["attempts"]
-        assert {200} == set(asks(process, other, 50, stream=stream))
+        assert {200} == set(asks(process, one, 50, other, stream=stream))
         assert 2 == lab.statistics()["attempts"]
         assert [200] == asks(process, one, 1)
         assert 3 == lab.statistics()["attempts"]

@@ -119,11 +119,12 @@ def test_who_has_much_more_time_or_matters_more_begins_its_own() -> None:
     assert [200, 200, 200] == [seen.status for seen in run.seen]
 
 
-def test_other_calls_are_other_answers() -> None:
+@pytest.mark.parametrize("lifetime", [0.0, 60.0])
+def test_other_calls_are_other_answers(lifetime: float) -> None:
     """Another field, another tenant, another path: nothing is shared."""
     run = shared(
         asks(), asks(0.1, fields={"max_tokens": 5}), asks(0.2, headers={"x-resilient-tenant": "b"}),
-        asks(0.3, path="/beta/chat/completions"),
+        asks(0.3, path="/beta/chat/completions"), cache=CachePolicy(lifetime=lifetime, stale_if_error=0.0),
     )  # fmt: skip
     assert 4 == run.served["attempts"]
 

@@ -6,7 +6,7 @@ documented default. What is not known here is in the key: a needless miss costs 
 So are `stream` (it changes the bytes), and `user`, `user_id` and `metadata` (they may keep users apart).
 
 Where no answer is kept, only calls that are in flight together can be alike: those of one crowd, or of a caller that
-repeats itself, which say the same in the same bytes. Their key is a digest of the bytes, a twentieth of the work.
+repeats itself, which say the same in the same bytes. Their key is a digest of the bytes, a sixth of the work.
 
 Defaults: https://api-docs.deepseek.com/api/create-chat-completion and .../create-completion, and OpenAI's reference of
 Chat Completions, Completions and Responses, August 2026. `max_tokens` has none that is known; thinking has one only
@@ -57,7 +57,8 @@ def fingerprint(dialect: Dialect, fields: Mapping[str, Any], scope: bytes) -> by
         text = _canonical(telling)
     except (ValueError, RecursionError):
         return None
-    return digest(text.encode("ascii"), b"%b %b" % (dialect.encode(), scope))
+    of = b"%b %d %b" % (dialect.encode(), len(scope), scope)
+    return sha256(of + text.encode("ascii")).digest()[:_SIZE]
 
 
 def digest(body: bytes, scope: bytes) -> bytes:

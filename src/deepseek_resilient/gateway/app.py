@@ -26,7 +26,16 @@ from deepseek_resilient.errors import ConfigError, RejectedError
 from deepseek_resilient.events import AttemptCharged, Event
 from deepseek_resilient.gateway.check import check, is_check
 from deepseek_resilient.gateway.loopback import is_from_here
-from deepseek_resilient.gateway.offers import asks_for_models, fields_of, is_long, listed, model_of, no_such
+from deepseek_resilient.gateway.offers import (
+    asks_for_models,
+    by_name,
+    fields_of,
+    is_bearer,
+    is_long,
+    listed,
+    model_of,
+    no_such,
+)
 from deepseek_resilient.gateway.openapi import document
 from deepseek_resilient.gateway.outgoing import request_to
 from deepseek_resilient.gateway.problem import Problem, too_long
@@ -158,7 +167,7 @@ class Gateway:
         if path == "/openapi.json" and method == "GET":
             await answer(send, 200, document(), [JSON])
             return
-        found = dict(headers)
+        found = by_name(headers)
         account = self._who(found)
         if is_check(path):
             await answer(send, *check(account, self.engine, path, headers, scope["query_string"]))
@@ -219,7 +228,7 @@ class Gateway:
         if origin is not None and not (self.settings.tenants or self.settings.open or is_from_here(origin)):
             raise Problem(403, "permission_error", _WEB_PAGE)
         said = found.get(b"authorization", b"")
-        bearer = said[7:].strip() if said[:7].lower() == b"bearer " else b""
+        bearer = said[7:].strip() if is_bearer(said) else b""
         key = bearer or found.get(b"x-api-key", b"")  # what is said of another scheme is for somebody before us
         account = self.accounts.find(key)
         if account is None:

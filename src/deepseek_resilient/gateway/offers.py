@@ -8,10 +8,13 @@ import jiter
 
 from deepseek_resilient import wire
 from deepseek_resilient.gateway.check import is_check
+from deepseek_resilient.gateway.loopback import is_from_here
 from deepseek_resilient.gateway.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from deepseek_resilient.core.messages import RawHeaders
 
 _SHORT = 65_536
 """Bytes of a body that the server takes in before anybody has asked for them."""
@@ -34,6 +37,21 @@ def route_of(method: str, path: str) -> str:
     if method != "GET":
         return ""
     return "/models" if asks_for_models(path) else path if path == "/openapi.json" else ""
+
+
+def by_name(headers: RawHeaders) -> dict[bytes, bytes]:
+    """The headers of a request. Of those that are there twice: the last one, but a bearer token before what is said of
+    another scheme, and a page from elsewhere before one from here."""
+    found = dict(headers)
+    if len(found) < len(headers):
+        found |= {name: value for name, value in headers if name == b"authorization" and is_bearer(value)}
+        found |= {name: value for name, value in headers if name == b"origin" and not is_from_here(value)}
+    return found
+
+
+def is_bearer(authorization: bytes) -> bool:
+    """Whether a key is said so."""
+    return authorization[:7].lower() == b"bearer "
 
 
 def is_long(found: Mapping[bytes, bytes]) -> bool:

@@ -1,8 +1,8 @@
 """What tenants have spent today: by all workers, those that died too, and by the gateway before it began anew.
 
-A tenant's money is one for all workers. Each of them counts what its own calls cost. The supervisor asks for that once
-a second, tells each what was spent elsewhere, and writes the sums to a file where the settings name one. So a day's
-limit is exceeded by calls in flight and by what other workers spent in a second; who is killed takes as little along.
+A tenant's money is one for all workers. Each of them counts what its own calls cost; once a second it is told what was
+spent elsewhere, and tells what was spent there. The sums are written to a file where the settings name one. So what one
+worker spends, the others know two seconds later, and who is killed takes along what was spent in the last second.
 
     {"day": 20783, "dollars": {"search": 12.5}}        the file; the day is counted from 1970 on, UTC
 """
@@ -21,13 +21,15 @@ from typing import TYPE_CHECKING
 from deepseek_resilient.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 log = logging.getLogger("deepseek_resilient.gateway")
 
 DAY = 86_400.0
 Spent = tuple[int, dict[str, float]]
 """A day, and US dollars by tenant."""
+_ENDED = 0
+"""The life that has what was spent by processes that are no more."""
 
 
 class Spending:
@@ -41,15 +43,14 @@ class Spending:
     """
 
     def __init__(self, path: str | None, wall: Callable[[], float]) -> None:
-        self._path = None if path is None else Path(path).expanduser()
+        self._path = None if path is None else Path(os.path.realpath(os.path.expanduser(path)))  # noqa: PTH111 -- raises
         self._wall = wall
-        self._lives = itertools.count(1)
-        self._of: dict[int, dict[str, float]] = {}
-        self._day = 0
+        self._lives = itertools.count(_ENDED + 1)
+        self._book: tuple[int, dict[int, dict[str, float]]] = (0, {})
         self._saving = Lock()
         self._complained = False
         self._saved: Spent = self._load()
-        self.note(0, self._saved)
+        self.note(_ENDED, self._saved)
 
     def begin(self) -> int:
         """The number of a process that begins to count."""
@@ -58,47 +59,47 @@ class Spending:
     def note(self, life: int, told: Spent) -> None:
         """What that process has spent by now."""
         day, dollars = told
-        if day == self._today():
-            self._of[life] = dollars
+        today, lives = self._today()
+        if day == today:
+            lives[life] = dollars
+
+    def end(self, life: int) -> None:
+        """That process tells no more."""
+        _, lives = self._today()
+        lives[_ENDED] = _sum((lives.get(_ENDED, {}), lives.pop(life, {})))
 
     def elsewhere(self, life: int) -> Spent:
         """What all others have spent."""
-        return self._today(), self._sum(but=life)
+        today, lives = self._today()
+        return today, _sum(dollars for each, dollars in lives.items() if each != life)
 
     def totals(self) -> dict[str, float]:
         """What everybody has spent."""
-        self._today()
-        return self._sum()
+        return _sum(self._today()[1].values())
 
     def save(self) -> None:
         """Write the sums where they have changed. The log tells once of what cannot be written."""
-        path = self._path
-        now: Spent = self._day, self._sum()
-        if path is None or now == self._saved:
+        if self._path is None:
             return
         with self._saving:
+            day, lives = self._book
+            now = day, _sum([*lives.values()])
+            if now == self._saved:
+                return
             try:
-                _write(path, now)
+                _write(self._path, now)
             except OSError as error:
                 if not self._complained:
-                    log.error("what tenants have spent cannot be kept in %s: %s", path, error.strerror)
+                    log.error("what tenants have spent cannot be kept in %s: %s", self._path, error.strerror)
                 self._complained = True
             else:
                 self._saved, self._complained = now, False
 
-    def _today(self) -> int:
-        day = int(self._wall() // DAY)
-        if day != self._day:
-            self._day, self._of = day, {}
-        return day
-
-    def _sum(self, but: int | None = None) -> dict[str, float]:
-        total: dict[str, float] = {}
-        for life, dollars in list(self._of.items()):
-            if life != but:
-                for name, amount in dollars.items():
-                    total[name] = total.get(name, 0.0) + amount
-        return total
+    def _today(self) -> tuple[int, dict[int, dict[str, float]]]:
+        today = int(self._wall() // DAY)
+        if today != self._book[0]:
+            self._book = today, {}
+        return self._book
 
     def _load(self) -> Spent:
         path = self._path
@@ -110,7 +111,7 @@ class Spending:
             spent = 0, {}
         except OSError as error:
             raise ConfigError("spent_file", str(path), f"a file that can be read ({error.strerror})") from None
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             allowed = "a file that a gateway wrote, or a new one; this one is left as it is"
             raise ConfigError("spent_file", str(path), allowed) from None
         try:
@@ -118,6 +119,14 @@ class Spending:
         except OSError as error:
             raise ConfigError("spent_file", str(path), f"a file that can be written ({error.strerror})") from None
         return spent
+
+
+def _sum(lives: Iterable[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for dollars in lives:
+        for name, amount in dollars.items():
+            total[name] = total.get(name, 0.0) + amount
+    return total
 
 
 def _read(data: bytes) -> Spent:
@@ -131,6 +140,9 @@ def _read(data: bytes) -> Spent:
 def _write(path: Path, spent: Spent) -> None:
     """As a whole or not at all, and for its owner only."""
     draft = path.with_name(f"{path.name}.new")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         json.dump({"day": spent[0], "dollars": spent[1]}, file)
+        file.flush()
+        os.fsync(file.fileno())
     draft.replace(path)

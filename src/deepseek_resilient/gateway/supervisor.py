@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("deepseek_resilient.gateway")
 
 _GRACE = 2.0
-_SETTLE = 1.0
+_SAVE = 1.0
 _FIXED = ("listen", "admin", "workers", "drain", "limits", "telemetry", "spent_file")
 """What a running gateway cannot change: it is checked with these, for they stay."""
 
@@ -58,11 +58,15 @@ class Supervisor:
         if self.settings.api_key is None and not self.settings.policy.routing.upstreams:
             log.warning("no key: DEEPSEEK_API_KEY is not set, so the upstream may refuse every call")
         _check_ways(self.settings)
-        self.spending = Spending(self.settings.spent_file, time.time)
         self.listening = bind(self.settings.listen)
         try:
             self._admin = bind(self.settings.admin)
-        except OSError:
+            try:
+                self.spending = Spending(self.settings.spent_file, time.time)
+            except ConfigError:
+                self._admin.close()
+                raise
+        except (OSError, ConfigError):
             self.listening.close()
             raise
         self.ending = asyncio.Event()
@@ -81,7 +85,7 @@ class Supervisor:
         pages = make_server(self._pages, Limits(), drain=1.0, lifespan=False)
         admin = asyncio.create_task(pages.serve(sockets=[self._admin]))
         keeping = [asyncio.create_task(worker.keep()) for worker in self._workers]
-        settling = asyncio.create_task(self._settle())
+        saving = asyncio.create_task(self._save())
         try:
             await self.ending.wait()
             self.listening.close()
@@ -89,8 +93,8 @@ class Supervisor:
         finally:
             for worker in self._workers:
                 worker.kill()
-            settling.cancel()
-            await asyncio.gather(*keeping, settling, return_exceptions=True)
+            saving.cancel()
+            await asyncio.gather(*keeping, saving, return_exceptions=True)
             await asyncio.to_thread(self.spending.save)
             self._pages.end()
             pages.should_exit = True
@@ -122,11 +126,10 @@ class Supervisor:
             self._announced = True
             self._announce(address_of(self.listening), address_of(self._admin))
 
-    async def _settle(self) -> None:
-        """Money is one for all workers."""
+    async def _save(self) -> None:
+        """Beside everything else: disks can be slow."""
         while True:
-            await asyncio.sleep(_SETTLE)
-            await asyncio.gather(*(worker.settle() for worker in self._workers))
+            await asyncio.sleep(_SAVE)
             await asyncio.to_thread(self.spending.save)
 
     async def pause(self, seconds: float) -> None:

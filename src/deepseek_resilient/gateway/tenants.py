@@ -187,13 +187,17 @@ class Accounts:
         self._wall = wall
         self.everybody = None if tenants else Account(None, clock, wall)
         """Whoever calls, where there are no tenants."""
+        self._former: dict[str, Account] = {}
+        """Of tenants that are no more: one that comes back has spent what it had."""
         self._by_key = {key[:_PART]: (key, self.by_name[tenant.name]) for tenant in tenants for key in tenant.keys}
 
     def adopt(self, older: Accounts) -> None:
         """Go on where the accounts were before the settings changed."""
+        known = older._former | older.by_name
         for name, account in self.by_name.items():
-            if name in older.by_name:
-                account.adopt(older.by_name[name])
+            if name in known:
+                account.adopt(known.pop(name))
+        self._former = known
         if self.everybody is not None and older.everybody is not None:
             self.everybody.adopt(older.everybody)
 
@@ -213,7 +217,8 @@ class Accounts:
 
     def spent(self) -> Spent:
         """What was spent here."""
-        return int(self._wall() // DAY), {account.name: account.spent_here() for account in self.all()}
+        accounts = [*self._former.values(), *self.all()]
+        return int(self._wall() // DAY), {account.name: account.spent_here() for account in accounts}
 
     def hear(self, elsewhere: Spent) -> None:
         """What was spent elsewhere."""
@@ -224,13 +229,13 @@ class Accounts:
 
     def charge(self, name: str, cost: float) -> None:
         """A call of that tenant cost so much. Thread-safe."""
-        account = self.by_name.get(name) or self.everybody
+        account = self.by_name.get(name) or self.everybody or self._former.get(name)
         if account is not None:
             account.charge(cost)
 
 
 def _share(tenant: Tenant, workers: int) -> Tenant:
-    """What one of so many workers may let through: they do not speak with each other."""
+    """What one of so many workers may let through: none knows of the calls of the others."""
     if workers == 1:
         return tenant
     calls, rate = tenant.max_concurrency, tenant.requests_per_minute

@@ -27,6 +27,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _STABLE = 30.0
 """Seconds after which a worker's death is no sign of trouble at its start."""
 _ANSWER = 2.0
+_SETTLE = 1.0
 _READY = 0
 """The number of what a worker says unasked."""
 
@@ -89,10 +90,7 @@ class Worker:
 
     async def settle(self) -> None:
         """It hears what was spent elsewhere, and tells what was spent there."""
-        spending, life = self._keeper.spending, self._life
-        told = await self._ask("spent", spending.elsewhere(life))
-        if told is not None:
-            spending.note(life, told)
+        await self._ask("spent", self._keeper.spending.elsewhere(self._life))
 
     async def end(self, within: float) -> None:
         """Let it drain; kill it where it does not end."""
@@ -135,6 +133,7 @@ class Worker:
         channel = await Channel.over(ours)
         life = self._life = keeper.spending.begin()
         listening_to = asyncio.create_task(self._listen(channel, life))
+        settling: asyncio.Task[None] | None = None
         try:
             if keeper.ending.is_set():
                 self.kill()
@@ -148,21 +147,31 @@ class Worker:
                     settings = keeper.settings
                     await self._ask("settings", settings)
                 keeper.report_ready()
+                settling = asyncio.create_task(self._settle())
             status = await process.wait()
+            self.ready = False
             await asyncio.wait((listening_to,), timeout=_ANSWER)  # to its last word
             return status
         finally:
             self.ready = False
             self._channel = None
+            if settling is not None:
+                settling.cancel()
             listening_to.cancel()
             channel.close()
+            keeper.spending.end(life)
+
+    async def _settle(self) -> None:
+        while True:
+            await asyncio.sleep(_SETTLE)
+            await self.settle()
 
     async def _listen(self, channel: Channel, life: int) -> None:
         while (message := await channel.receive()) is not None:
             word, (number, value) = message
-            if word == "spent" and number == _READY:
+            if word == "spent" and value is not None:  # in the order in which it comes, late answers too
                 self._keeper.spending.note(life, value)
-            else:
+            if word != "spent" or number != _READY:  # that is a last word
                 self._answer(number, value)
         for number in list(self._waiting):
             self._answer(number, None)
