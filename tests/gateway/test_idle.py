@@ -66,8 +66,11 @@ class Wire:
 
     closed = False
 
+    def __init__(self) -> None:
+        self.written = b""
+
     def write(self, data: bytes) -> None:
-        """It is all taken at once."""
+        self.written += data
 
     def close(self) -> None:
         self.closed = True
