@@ -153,10 +153,7 @@ class GatewayDay:
 
     def look(self) -> bytes:
         """What its pages show, as the supervisor and Prometheus ask for it."""
-        status = merged([snapshot(self.gateway, self.decisions)])
-        _, spent = self.gateway.accounts.spent()
-        for name, tenant in status["tenants"].items():
-            tenant["spent_today"] = spent[name]
+        status = merged([snapshot(self.gateway, self.decisions)], self.gateway.accounts.spent()[1])
         self._reader.get_metrics_data()
         return exposition([self.metrics.text()], {"workers": [{"ready": True}], **status})
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from deepseek_resilient.config.checks import label, number, whole
+from deepseek_resilient.config.checks import file_path, label, number, whole
 from deepseek_resilient.errors import ConfigError
 
 CACHE_HEADER = b"x-resilient-cache"
@@ -61,10 +61,8 @@ class CachePolicy:
         number(self, "pace", 0, above=True, optional=True)
         path: object = self.path
         if isinstance(path, os.PathLike):
-            path = os.fspath(path)
-            object.__setattr__(self, "path", path)
-        if path is not None and not (isinstance(path, str) and path and "\0" not in path):
-            raise ConfigError(label(self, "path"), path, "the path of a file, or None")
+            object.__setattr__(self, "path", os.fspath(path))
+        file_path(self, "path")
         whole(self, "path_bytes", _FEWEST_BYTES)
 
     @property

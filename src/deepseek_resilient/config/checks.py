@@ -42,5 +42,12 @@ def whole(owner: object, name: str, low: int, *, optional: bool = False) -> None
         )
 
 
+def file_path(owner: object, name: str) -> None:
+    """A str, or None."""
+    value = getattr(owner, name)
+    if value is not None and not (isinstance(value, str) and value and "\0" not in value):
+        raise ConfigError(label(owner, name), value, "the path of a file, or None")
+
+
 def label(owner: object, name: str) -> str:
     return f"{type(owner).__name__}.{name}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from deepseek_resilient import wire
 from deepseek_resilient.config import CachePolicy, Policy, Priority, Upstream
-from deepseek_resilient.config.checks import label, number, whole
+from deepseek_resilient.config.checks import file_path, label, number, whole
 from deepseek_resilient.errors import ConfigError
 from deepseek_resilient.gateway.loopback import is_loopback
 
@@ -208,9 +208,7 @@ class GatewaySettings:
 
     def __post_init__(self) -> None:
         whole(self, "workers", 1)
-        spent: object = self.spent_file
-        if spent is not None and not (isinstance(spent, str) and spent and "\0" not in spent):
-            raise ConfigError(label(self, "spent_file"), spent, "the path of a file, or None")
+        file_path(self, "spent_file")
         number(self, "drain", 0, above=True)
         number(self, "growth", 1, 10, unit="times")
         number(self, "longest_refusal", 0, above=True)

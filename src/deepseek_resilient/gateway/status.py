@@ -20,7 +20,7 @@ from deepseek_resilient.events import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from deepseek_resilient.core.runtime import TargetStatistics
     from deepseek_resilient.gateway.app import Gateway
@@ -135,13 +135,16 @@ _GREATEST = frozenset(("gate", "level", "load"))
 """Of a target."""
 
 
-def merged(workers: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """All workers as one: what is counted is added up, of levels the highest counts, of breakers the worst."""
+def merged(workers: Iterable[dict[str, Any]], spent: Mapping[str, float]) -> dict[str, Any]:
+    """All workers as one: what is counted is added up, of levels the highest counts, of breakers the worst; `spent` is
+    what tenants have spent today, US dollars."""
     total: dict[str, Any] = {}
     decisions: list[dict[str, Any]] = []
     for worker in workers:
         decisions += worker["decisions"]
         _add(total, {name: value for name, value in worker.items() if name != "decisions"})
+    for name, tenant in total.get("tenants", {}).items():
+        tenant["spent_today"] = spent.get(name, 0.0)
     total["decisions"] = sorted(decisions, key=lambda decision: float(decision["ago"]))[:_KEPT]
     return total
 

@@ -105,14 +105,12 @@ class Supervisor:
         settling = asyncio.gather(*(worker.settle() for worker in self._workers))
         told = await asyncio.gather(*(worker.status() for worker in self._workers))
         await settling
-        together, spent = merged([status for status in told if status is not None]), self.spending.totals()
-        for name, tenant in together.get("tenants", {}).items():
-            tenant["spent_today"] = spent.get(name, 0.0)
+        known = [status for status in told if status is not None]
         return {
             "ready": self._is_ready(),
             "address": self._address,
             "workers": [{"number": worker.number, "ready": worker.ready} for worker in self._workers],
-            **together,
+            **merged(known, self.spending.totals()),
         }
 
     async def metrics(self) -> bytes:

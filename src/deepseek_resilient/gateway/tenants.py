@@ -80,8 +80,7 @@ class Account:
         self.deadline = None if tenant is None else tenant.deadline
         self.models = frozenset(() if tenant is None else tenant.models)
         self.counts = Counts()
-        self.spent = 0.0
-        """US dollars of this day, by this account; others of the same tenant may have spent more."""
+        self._spent = 0.0
         self._elsewhere = 0.0
         self._clock = clock
         self._wall = wall
@@ -95,7 +94,7 @@ class Account:
     def adopt(self, older: Account) -> None:
         """Go on where the account of the same tenant was before the settings changed."""
         self.counts = older.counts  # one for both: calls in flight still leave by the older account
-        self.spent, self._elsewhere, self._day = older.spent, older._elsewhere, older._day
+        self._spent, self._elsewhere, self._day = older._spent, older._elsewhere, older._day
         if older.tenant is not None and self.tenant is not None and _same_rate(older.tenant, self.tenant):
             self._limiter = older._limiter
 
@@ -142,7 +141,7 @@ class Account:
         """An attempt of a call cost so much, US dollars. Thread-safe."""
         with self._lock:
             self._turn_page()
-            self.spent += cost
+            self._spent += cost
 
     def hear(self, elsewhere: float) -> None:
         """Other workers have spent so much today, US dollars."""
@@ -154,13 +153,13 @@ class Account:
         """US dollars of this day."""
         with self._lock:
             self._turn_page()
-            return self.spent
+            return self._spent
 
     def spent_today(self) -> float:
         """US dollars, with those of other workers, as far as they were told."""
         with self._lock:
             self._turn_page()
-            return self.spent + self._elsewhere
+            return self._spent + self._elsewhere
 
     def most(self, wished: Priority | None) -> Priority | None:
         """The priority of a call that wishes for `wished`."""
@@ -174,7 +173,7 @@ class Account:
     def _turn_page(self) -> None:
         day = self._wall() // DAY
         if day != self._day:
-            self._day, self.spent, self._elsewhere = day, 0.0, 0.0
+            self._day, self._spent, self._elsewhere = day, 0.0, 0.0
 
 
 class Accounts:
